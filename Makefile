@@ -1,0 +1,50 @@
+PYTHON ?= python3
+BIN := .venv/bin
+.PHONY: demo test lab weights export chapters bench lint clean
+
+demo: .venv/installed
+	$(BIN)/detr-nb demo
+
+test: export OMP_NUM_THREADS = 1
+test: .venv/dev  ## every chapter in a real kernel, and all tests; one thread each, two at a time
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal
+
+lab: .venv/course
+	$(BIN)/jupyter lab nbs
+
+weights: .venv/installed  ## train the embedded model again from nothing; goes on where it was interrupted
+	$(BIN)/python -c "from detr_nb.evaluation import format_tables; from detr_nb.training import make_weights; \
+	print(format_tables(make_weights('runs/scenes', 'detr_nb/assets/scenes')))"
+
+export: .venv/dev  ## notebooks → library and README; every call of nbdev is here
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python tools/make_readme.py
+
+chapters: .venv/dev  ## run every chapter and keep its outputs
+	$(BIN)/python tools/run_chapters.py
+
+bench: .venv/dev  ## ratios against transformers
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py
+
+lint: .venv/dev
+	$(BIN)/ruff check
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python settings.ini setup.py
+	$(BIN)/python -m pip install --quiet torch torchvision
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/course: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[course]"
+	touch $@
+
+.venv/dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist demo runs *.egg-info

@@ -1,0 +1,147 @@
+"The command line as a user has it: another process, files on disk, exit codes."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_nb import draw_scene, make_scenes
+
+COMMAND = str(Path(sys.executable).parent / "detr-nb")
+
+
+def run(*arguments, **options):
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_scenes(folder, train=8, val=6, seed=3)
+    return folder
+
+
+def test_help():
+    text = run("--help").stdout
+    assert all(word in text for word in ("demo", "detect", "train", "eval", "data"))
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    result = run("demo", "--out", tmp_path / "demo", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / "demo" / "detections.png") as picture:
+        assert min(picture.size) > 400
+    answers = json.loads((tmp_path / "demo" / "detections.json").read_text())
+    assert len(answers) == 12 and sum(len(a["detections"]) for a in answers) > 20
+    table = [line.split() for line in result.stdout.splitlines() if line.startswith(("AP", "AR"))]
+    assert len(table) == 12 and all(len(row) in (3, 4) for row in table)
+    assert "Open" in result.stdout
+
+
+@pytest.fixture
+def photos(tmp_path):
+    image = Image.fromarray(draw_scene(2, 0, "val").image)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    image.save(folder / "a.png")
+    image.convert("L").save(folder / "b.jpg")
+    image.convert("RGBA").save(folder / "c.webp", lossless=True)
+    return folder
+
+
+def test_detect_folder_and_json(photos, tmp_path):
+    result = run("detect", photos, "--threshold", 0.3, "--json", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(a["file"]).name for a in answers] == ["a.png", "b.jpg", "c.webp"]
+    assert answers[0]["detections"] == answers[2]["detections"] != []
+    scores = [d["score"] for d in answers[0]["detections"]]
+    assert scores == sorted(scores, reverse=True) and min(scores) > 0.3
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+def test_detect_glob_and_bad_file(photos):
+    (photos / "d.png").write_bytes(b"no picture")
+    result = run("detect", str(photos / "*.png"), photos / "nowhere.png", "--threshold", 0.3)
+    assert result.returncode == 1
+    assert "d.png: not a picture" in result.stderr and "nowhere.png" in result.stderr
+    assert "a.png: " in result.stdout and "Traceback" not in result.stderr
+
+
+def test_exif_is_honoured(photos):
+    image = Image.open(photos / "a.png")
+    turned = Image.fromarray(np.rot90(np.asarray(image)))
+    exif = turned.getexif()
+    exif[274] = 6
+    turned.save(photos / "turned.png", exif=exif)
+    result = run("detect", photos / "a.png", photos / "turned.png", "--threshold", 0.3, "--json")
+    a, b = (json.loads(line)["detections"] for line in result.stdout.splitlines())
+    assert a == b
+
+
+def test_eval(data, tmp_path):
+    result = run("eval", "--data", data, "--split", "val", "--json", tmp_path / "numbers.json")
+    assert result.returncode == 0, result.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert set(numbers) == {"all", "things"} and len(numbers["all"]) == 12 and 0 < numbers["all"]["AP"] <= 1
+    assert f"{numbers['all']['AP']:.3f}" in result.stdout
+
+
+@pytest.mark.slow
+def test_train_and_resume(data, tmp_path):
+    arguments = ["train", "--data", data, "--out", tmp_path / "run", "--preset", "scenes", "--steps", 2, "--batch-size", 4, "--workers", 0]
+    first = run(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists() and (tmp_path / "run" / "log.csv").exists()
+    again = run(*arguments)
+    assert again.returncode == 2 and "--resume" in again.stderr and "Traceback" not in again.stderr
+    resumed = run(*arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    found = run("eval", "--data", data, "--model", tmp_path / "run" / "model")
+    assert found.returncode == 0 and "AP75" in found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [["--backbone", "resnet18", "--no-pretrained"], ["--model", "scenes"]], ids=["fresh", "checkpoint"])
+def test_train_by_the_original_recipe(start, data, tmp_path):
+    result = run("train", "--data", data, "--out", tmp_path / "run", "--steps", 1, "--batch-size", 2, "--workers", 0, *start)
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["attention_dropout"] == config["activation_dropout"] == 0.1 and config["detr_nb"]["auxiliary_loss"] is True
+
+
+def test_nothing_to_detect(tmp_path):
+    result = run("detect", tmp_path)
+    assert result.returncode == 2 and "no files" in result.stderr
+
+
+def test_drawings_never_cover_a_picture(photos):
+    "Results beside the pictures they are of: the pictures stay as they were."
+    before = {p.name: p.read_bytes() for p in photos.iterdir()}
+    result = run("detect", photos, "--threshold", 0.3, "--out", photos)
+    assert result.returncode == 0, result.stderr
+    assert {name: (photos / name).read_bytes() for name in before} == before
+    assert len(list(photos.iterdir())) == 2 * len(before)
+
+
+def test_data_scenes(tmp_path):
+    result = run("data", "scenes", tmp_path / "d", "--train", 0, "--val", 2, "--seed", 4)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "d" / "annotations" / "panoptic_val.json").exists() and not (tmp_path / "d" / "train").exists()
+    assert run("data", "scenes", tmp_path / "d", "--train", 0, "--val", 2).returncode == 2
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["eval", "--data", "nowhere"], "no instances_val.json"),
+    (["eval", "--data", "nowhere", "--model", "./no-model"], "no such folder"),
+    (["detect", "a.png", "--model", "somebody/else"], "could not be had from the hub"),
+    (["train", "--data", "nowhere", "--out", "run"], "no instances_train.json"),
+])
+def test_mistakes_are_one_line(arguments, message, tmp_path):
+    result = run(*arguments, cwd=tmp_path, env={**__import__("os").environ, "HF_HUB_OFFLINE": "1"})
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

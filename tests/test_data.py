@@ -1,0 +1,120 @@
+"COCO files that are broken in every way we could think of; each message names the file, what was found and what is wanted."
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from PIL import Image
+
+from detr_nb import CocoDetection
+from detr_nb.data import detection_target
+
+GOOD = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}, {"id": 2, "file_name": "b.png", "width": 10, "height": 10}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 5, 5], "area": 25, "iscrowd": 0}],
+    "categories": [{"id": 3, "name": "ball"}],
+}
+
+
+def folder_with(tmp_path, change=lambda d: None, text=None):
+    data = copy.deepcopy(GOOD)
+    change(data)
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    Image.new("L", (10, 10)).save(tmp_path / "b.png")
+    (tmp_path / "truth.json").write_text(json.dumps(data) if text is None else text)
+    return tmp_path, tmp_path / "truth.json"
+
+
+def test_good(tmp_path):
+    dataset = CocoDetection(*folder_with(tmp_path))
+    assert len(dataset) == 2 and dataset.id2label == {3: "ball"}
+    image, target = dataset[1]
+    assert image.mode == "RGB" and target == {"image_id": 2, "annotations": []}
+    tensors = detection_target(target, 10, 10)
+    assert tensors["boxes"].shape == (0, 4) and tensors["boxes"].dtype == torch.float32
+
+
+def test_transforms(tmp_path):
+    dataset = CocoDetection(*folder_with(tmp_path), transforms=lambda image, target: (image.size, target["image_id"]))
+    assert dataset[0] == ((20, 10), 1)
+
+
+BROKEN = {
+    "no images": (lambda d: d.pop("images"), "truth.json: no 'images'; it has"),
+    "no annotations": (lambda d: d.pop("annotations"), "truth.json: no 'annotations'"),
+    "an id that is a string": (lambda d: d["images"][0].update(id="1"), r"images\[0\] has id='1': want a whole number"),
+    "an empty image": (lambda d: d["images"][0].update(width=0), r"images\[0\] has width=0: want at least 1"),
+    "no categories": (lambda d: d.pop("categories"), "truth.json: no 'categories'"),
+    "image without width": (lambda d: d["images"][0].pop("width"), r"images\[0\] has no 'width'"),
+    "annotation without box": (lambda d: d["annotations"][0].pop("bbox"), r"annotations\[0\] has no 'bbox'"),
+    "unknown category": (lambda d: d["annotations"][0].update(category_id=9), r"annotation 1 \(image 1\) has category 9, which is not listed"),
+    "unknown image": (lambda d: d["annotations"][0].update(image_id=7), "annotation 1 belongs to image 7, which is not listed"),
+    "two ids": (lambda d: d["images"][1].update(id=1), "two images share the id 1"),
+    "NaN": (lambda d: d["annotations"][0].update(bbox=[1, float("nan"), 2, 2]), "image 1: bbox of annotation 1 is .*finite"),
+    "negative size": (lambda d: d["annotations"][0].update(bbox=[1, 1, -2, 2]), "image 1: bbox of annotation 1 .*sizes ≥ 0"),
+    "three numbers": (lambda d: d["annotations"][0].update(bbox=[1, 1, 2]), "want x, y, width, height"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken(name, tmp_path):
+    change, message = BROKEN[name]
+    with pytest.raises(ValueError, match=message):
+        CocoDetection(*folder_with(tmp_path, change))
+
+
+def test_missing_picture(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.png: no such picture; .*truth.json lists it as image 1"):
+        CocoDetection(*folder_with(tmp_path, lambda d: d["images"][0].update(file_name="gone.png")))
+
+
+def test_wrong_size(tmp_path):
+    dataset = CocoDetection(*folder_with(tmp_path, lambda d: d["images"][0].update(width=21)))
+    with pytest.raises(ValueError, match="a.png has 20 × 10 pixels, its entry says 21 × 10"):
+        dataset[0]
+
+
+def test_not_json(tmp_path):
+    with pytest.raises(ValueError, match="truth.json: not JSON"):
+        CocoDetection(*folder_with(tmp_path, text="{"))
+    with pytest.raises(ValueError, match="holds list, want an object"):
+        CocoDetection(*folder_with(tmp_path, text="[]"))
+    with pytest.raises(FileNotFoundError, match="other.json: no such annotation file"):
+        CocoDetection(tmp_path, tmp_path / "other.json")
+
+
+def test_boxes_outside(tmp_path):
+    "What reaches outside is cut; what has no area left is dropped, with one warning for the file."
+    extra = [
+        {"id": 2, "image_id": 1, "category_id": 3, "bbox": [15, 5, 20, 20], "area": 400}, {"id": 3, "image_id": 1, "category_id": 3, "bbox": [3, 3, 0, 4], "area": 0},
+        {"id": 4, "image_id": 2, "category_id": 3, "bbox": [30, 3, 5, 4], "area": 20},
+    ]
+    with pytest.warns(UserWarning, match="2 boxes have no area inside their picture and are left out, the first in image 1") as caught:
+        dataset = CocoDetection(*folder_with(tmp_path, lambda d: d["annotations"].extend(extra)))
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image, target = dataset[0]
+        boxes = detection_target(target, image.height, image.width)["boxes"]
+    assert boxes.tolist() == [[1, 2, 6, 7], [15, 5, 20, 10]]
+
+
+def test_a_picture_that_is_cut_off(tmp_path):
+    folder, truth = folder_with(tmp_path)
+    (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    with pytest.raises(OSError, match="a.png: not a whole picture"):
+        CocoDetection(folder, truth)[0]
+
+
+def test_real_annotations(coco_sample):
+    "The sample's own detection file opens, and its boxes are those of the file."
+    data = json.loads((coco_sample / "panoptic_coco_detection_format.json").read_text())
+    categories = json.loads((coco_sample / "panoptic_coco_categories.json").read_text())
+    for entry in data["images"]:
+        annotations = [a for a in data["annotations"] if a["image_id"] == entry["id"]]
+        target = detection_target({"image_id": entry["id"], "annotations": annotations}, entry["height"], entry["width"])
+        wanted = [a["bbox"] for a in annotations if not a.get("iscrowd", 0)]
+        corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in wanted], dtype=torch.float32)
+        torch.testing.assert_close(target["boxes"], corners)
+        assert set(target["class_labels"].tolist()) <= {c["id"] for c in categories}

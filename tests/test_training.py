@@ -1,0 +1,261 @@
+"Training: what the log says is found again, interruptions, two processes, transformers' Trainer, supervision."
+import json
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection
+from detr_nb.config import ASSETS
+from detr_nb.training import RECIPES, Batches, Draws, Recipe, embedded_start, read_log, save_atomically, scenes_config, scenes_processor, train
+
+
+def tiny(seed=0, **changes):
+    torch.manual_seed(seed)
+    return DetrForObjectDetection(scenes_config(use_pretrained_backbone=True, encoder_layers=1, decoder_layers=2, **changes))
+
+
+SHORT = replace(RECIPES["scenes"], steps=6, batch_size=4, evaluations=2, query_groups=2)
+
+
+@pytest.mark.slow
+def test_first_twenty_steps_of_the_embedded_model(tmp_path):
+    "The log that ships is the log of this recipe: its first losses are found again to 1 %."
+    recipe = RECIPES["scenes"]
+    train(embedded_start(), SceneDetection(recipe.steps * recipe.batch_size, seed=2), tmp_path, recipe, scenes_processor(), stop_after=20)
+    again, shipped = read_log(tmp_path / "log.csv"), read_log(ASSETS / "scenes" / "log.csv")[:20]
+    assert [row["step"] for row in again] == [row["step"] for row in shipped] == list(range(1, 21))
+    for name in ("loss", "loss_ce", "loss_bbox", "loss_giou", "lr"):
+        np.testing.assert_allclose([row[name] for row in again], [row[name] for row in shipped], rtol=0.01, err_msg=name)
+
+
+def test_record_ships():
+    assert (ASSETS / "scenes" / "record.npz").stat().st_size <= 1_000_000
+    with np.load(ASSETS / "scenes" / "record.npz") as record:
+        moments = len(record["step"])
+        assert 12 <= moments <= 14 and record["step"][0] == 0 and record["step"][-1] == RECIPES["scenes"].steps
+        assert record["boxes"].shape == (moments, 16, 25, 4) and record["attention"].shape == (moments, 16, 25, 16, 16)
+        assert record["probabilities"].shape == (moments, 16, 25, 14)
+        probabilities = record["probabilities"].astype(float).sum(-1)
+    assert np.abs(probabilities - 255).max() < 8
+
+
+def test_record_is_of_the_shipped_model():
+    "The last moment is what the embedded model says today."
+    dataset, processor = SceneDetection(16, seed=4, split="val"), scenes_processor()
+    batch = processor([dataset[i][0] for i in range(16)], return_tensors="pt")
+    with torch.inference_mode():
+        outputs = DetrForObjectDetection.from_pretrained("scenes")(batch.pixel_values, batch.pixel_mask)
+    with np.load(ASSETS / "scenes" / "record.npz") as record:
+        np.testing.assert_allclose(record["boxes"][-1].astype(float), outputs.pred_boxes.numpy(), atol=5e-3)
+
+
+def test_embedded_package_is_small():
+    assert sum(p.stat().st_size for p in (ASSETS / "scenes").iterdir()) <= 12_000_000
+
+
+def test_interrupted_and_resumed(tmp_path):
+    dataset, processor = SceneDetection(24, seed=6), scenes_processor()
+    train(tiny(), dataset, tmp_path / "whole", SHORT, processor)
+    train(tiny(), dataset, tmp_path / "parts", SHORT, processor, stop_after=3)
+    train(tiny(seed=9), dataset, tmp_path / "parts", SHORT, processor, resume=True)
+    a, b = (DetrForObjectDetection.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    rows = [[row["loss"] for row in read_log(tmp_path / name / "log.csv")] for name in ("whole", "parts")]
+    assert rows[0] == rows[1] and len(rows[0]) == 6
+    assert list((tmp_path / "whole" / "events").iterdir())
+
+
+def test_nothing_is_overwritten(tmp_path):
+    dataset, processor = SceneDetection(24, seed=6), scenes_processor()
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        train(tiny(), dataset, tmp_path, SHORT, processor, resume=True)
+    train(tiny(), dataset, tmp_path, SHORT, processor, stop_after=1)
+    with pytest.raises(FileExistsError, match="pass resume=True"):
+        train(tiny(), dataset, tmp_path, SHORT, processor)
+    with pytest.raises(ValueError, match="was made with another recipe"):
+        train(tiny(), dataset, tmp_path, replace(SHORT, lr=1.0), processor, resume=True)
+
+
+def test_checkpoint_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    save_atomically({"step": 1}, path)
+
+    def fail(value, part):
+        part.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_atomically({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+def test_a_loss_that_is_not_finite(tmp_path, monkeypatch):
+    model = tiny()
+    real = model.loss
+
+    def broken(*arguments):
+        loss, *rest = real(*arguments)
+        return loss * float("nan"), *rest
+
+    monkeypatch.setattr(model, "loss", broken)
+    with pytest.raises(FloatingPointError, match="step 1: the loss is nan"):
+        train(model, SceneDetection(24, seed=6), tmp_path, SHORT, scenes_processor())
+
+
+def test_categories_must_fit(tmp_path):
+    with pytest.raises(ValueError, match="num_labels=2: want at least 13, the largest id \\+ 1"):
+        train(tiny(id2label={1: "ball"}), SceneDetection(24, seed=6), tmp_path, SHORT, scenes_processor())
+
+
+def test_augmentation_depends_on_the_draw_alone():
+    recipe = Recipe(batch_size=2, seed=3)
+    draws = Draws(SceneDetection(4, seed=6), DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 100}), recipe)
+    (a, x), (b, y), (c, z) = draws[1, 5], draws[1, 5], draws[1, 6]
+    assert torch.equal(a, b) and torch.equal(x["boxes"], y["boxes"])
+    assert a.shape != c.shape or not torch.equal(a, c) or not torch.equal(x["boxes"], z["boxes"])
+
+
+def test_every_pass_sees_every_picture():
+    draws = [draw for batch in Batches(10, 4, 0, 0, 5) for draw in batch]
+    assert sorted(i for i, _ in draws[:10]) == sorted(i for i, _ in draws[10:20]) == list(range(10))
+    assert [n for _, n in draws] == list(range(20))
+
+
+TWO = """
+    import sys, torch, warnings
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    sys.path.insert(0, {tests!r})
+    from test_training import SHORT, tiny
+    from dataclasses import replace
+    from detr_nb import SceneDetection
+    from detr_nb.training import scenes_processor, train
+    train(tiny(), SceneDetection(24, seed=6), {out!r}, replace(SHORT, query_groups=1), scenes_processor(), val=SceneDetection(5, seed=7, split="val"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_of_one(tmp_path):
+    "`num_boxes` is averaged: two processes with half a batch each walk the same road as one with all of it."
+    from pathlib import Path
+    script = tmp_path / "two.py"
+    script.write_text(textwrap.dedent(TWO.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two"))))
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)], capture_output=True, text=True, timeout=400)
+    assert run.returncode == 0, run.stderr[-3000:]
+    train(tiny(), SceneDetection(24, seed=6), tmp_path / "one", replace(SHORT, query_groups=1), scenes_processor(), val=SceneDetection(5, seed=7, split="val"))
+    a, b = (DetrForObjectDetection.from_pretrained(tmp_path / name / "model").state_dict() for name in ("one", "two"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=2e-5, rtol=1e-3)
+    one, two = (read_log(tmp_path / name / "log.csv") for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for name in ("loss", "loss_ce", "loss_bbox", "loss_giou"):
+        np.testing.assert_allclose([row[name] for row in one], [row[name] for row in two], rtol=1e-3, err_msg=name)
+    assert abs(one[-1]["AP"] - two[-1]["AP"]) < 1e-3
+
+
+LOSS_OF_TWO = """
+    import json, sys, torch, torch.distributed as dist
+    sys.path.insert(0, {tests!r})
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    from conftest import random_labels
+    from test_losses import random_outputs
+    from detr_nb import DetrLoss, HungarianMatcher
+    rank, counts = dist.get_rank(), (6, 2)
+    loss = DetrLoss(HungarianMatcher(1, 5, 2), 7)
+    outputs, labels = random_outputs(2, layers=1), random_labels(counts)
+    mine = {{k: v[rank : rank + 1] for k, v in outputs.items()}}
+    parts = loss(mine, labels[rank : rank + 1])
+    print("PARTS", rank, *(parts[k].item() for k in ("loss_ce", "loss_bbox", "loss_giou")), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_num_boxes_of_two_processes(tmp_path):
+    "The mean over processes, which is what gradients are averaged to, is the loss of one process."
+    from pathlib import Path
+
+    from conftest import random_labels
+    from test_losses import random_outputs
+
+    from detr_nb import DetrLoss, HungarianMatcher
+    script = tmp_path / "two.py"
+    script.write_text(textwrap.dedent(LOSS_OF_TWO.format(tests=str(Path(__file__).parent))))
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)], capture_output=True, text=True, timeout=300)
+    values = np.array([[float(x) for x in line.split()[2:]] for line in run.stdout.splitlines() if line.startswith("PARTS")])
+    assert values.shape == (2, 3), run.stderr[-2000:]
+    whole = DetrLoss(HungarianMatcher(1, 5, 2), 7)(random_outputs(2, layers=1), random_labels((6, 2)))
+    np.testing.assert_allclose(values.mean(0), [whole[k].item() for k in ("loss_ce", "loss_bbox", "loss_giou")], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_trains_under_transformers_trainer(tmp_path):
+    import transformers
+    dataset, processor = SceneDetection(8, seed=6), scenes_processor()
+    items = [processor(*dataset[i], return_tensors="pt") for i in range(8)]
+
+    def collate(batch):
+        return {"pixel_values": torch.cat([b.pixel_values for b in batch]), "pixel_mask": torch.cat([b.pixel_mask for b in batch]), "labels": [b.labels[0] for b in batch]}
+
+    model = tiny()
+    before = model.bbox_predictor.layers[0].weight.detach().clone()
+    arguments = transformers.TrainingArguments(str(tmp_path), max_steps=3, per_device_train_batch_size=4, per_device_eval_batch_size=4, remove_unused_columns=False, report_to=[], use_cpu=True, save_strategy="no", logging_steps=1)
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=items, eval_dataset=items, data_collator=collate)
+    result = trainer.train()
+    assert np.isfinite(result.training_loss) and not torch.equal(before, model.bbox_predictor.layers[0].weight)
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
+
+
+def test_supervision_takes_the_results():
+    import supervision
+    dataset = SceneDetection(1, seed=6)
+    model, processor = DetrForObjectDetection.from_pretrained("scenes"), DetrImageProcessor.from_pretrained("scenes")
+    inputs = processor(dataset[0][0], return_tensors="pt")
+    with torch.inference_mode():
+        results = processor.post_process_object_detection(model(**inputs), threshold=0.3, target_sizes=[(128, 128)])[0]
+    detections = supervision.Detections.from_transformers(results, id2label=model.config.id2label)
+    assert len(detections) == len(results["scores"]) > 0 and detections.xyxy.shape[1] == 4
+
+
+def test_average_of_the_weights(tmp_path):
+    "With EMA the saved weights lie between the first and the last ones."
+    states = {}
+    for ema in (0.0, 0.5):
+        train(tiny(), SceneDetection(24, seed=6), tmp_path / str(ema), replace(SHORT, steps=3, evaluations=1, ema=ema), scenes_processor())
+        states[ema] = DetrForObjectDetection.from_pretrained(tmp_path / str(ema) / "model").state_dict()
+    name = "bbox_predictor.layers.0.weight"
+    first, last, average = tiny().state_dict()[name], states[0.0][name], states[0.5][name]
+    assert 0 < (average - first).norm() < (last - first).norm()
+
+
+def test_gradient_is_clipped(monkeypatch, tmp_path):
+    import accelerate
+    limits = []
+    real = accelerate.Accelerator.clip_grad_norm_
+    monkeypatch.setattr(accelerate.Accelerator, "clip_grad_norm_", lambda self, p, limit: limits.append(limit) or real(self, p, limit))
+    train(tiny(), SceneDetection(24, seed=6), tmp_path, replace(SHORT, steps=1, evaluations=1), scenes_processor())
+    assert limits == [0.1]
+
+
+def test_crop_cuts_boxes_and_areas():
+    from detr_nb.processor import crop
+    target = {
+        "boxes": torch.tensor([[10.0, 10, 50, 50], [70, 70, 90, 90]]), "class_labels": torch.tensor([1, 2]),
+        "iscrowd": torch.zeros(2, dtype=torch.int64), "area": torch.tensor([5.0, 5]),
+    }
+    image, kept = crop(torch.zeros(3, 100, 100), target, top=20, left=30, height=40, width=40)
+    assert image.shape == (3, 40, 40) and kept["boxes"].tolist() == [[0, 0, 20, 30]]
+    assert kept["class_labels"].tolist() == [1] and kept["area"].tolist() == [600]
+
+
+def test_query_groups_are_not_kept(tmp_path):
+    train(tiny(), SceneDetection(24, seed=6), tmp_path, replace(SHORT, steps=1, evaluations=1), scenes_processor())
+    model = DetrForObjectDetection.from_pretrained(tmp_path / "model")
+    assert model.model.query_position_embeddings.weight.shape == (25, 128)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["num_queries"] == 25

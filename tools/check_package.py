@@ -1,0 +1,127 @@
+"Checks of the repository as a whole: `python tools/check_package.py imports | exported | order | wheel`."
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def imports():
+    "Every module of the library imports with the runtime dependencies alone."
+    modules = sorted(p.stem for p in (ROOT / "detr_nb").glob("[a-z]*.py"))
+    extra = ["nbdev", "execnb", "ghapi", "fastcore", "transformers", "pytest", "xdist", "supervision", "tensorboard", "nbclient", "nbformat", "jupyterlab"]
+    code = f"""
+import importlib, sys
+
+class Block:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in {extra!r}: raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Block)
+for module in {modules!r}: importlib.import_module("detr_nb." + module)
+import detr_nb
+for name in detr_nb.__all__: getattr(detr_nb, name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    print(f"{len(modules)} modules import without {', '.join(extra)}")
+
+
+def exported():
+    "Exporting and cleaning a copy of the repository changes nothing."
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "build", "runs", "demo", "*.egg-info"))
+        for module in (copy / "detr_nb").glob("[a-z]*.py"):
+            module.unlink()
+        for command in ("nbdev_export", "nbdev_clean"):
+            subprocess.run([BIN / command], cwd=copy, check=True)
+        subprocess.run([sys.executable, "tools/make_readme.py"], cwd=copy, check=True)
+        different = []
+        for pattern in ("detr_nb/*.py", "README.md", "nbs/*.ipynb", "nbs/figures/*"):
+            ours, theirs = ({p.relative_to(base) for p in base.glob(pattern)} for base in (ROOT, copy))
+            different += [str(p) for p in ours ^ theirs]
+            different += [str(p) for p in ours & theirs if (ROOT / p).read_bytes() != (copy / p).read_bytes()]
+    if different:
+        raise SystemExit(f"not what the notebooks export, or not clean (make export): {sorted(different)}")
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        check_clean(path)
+    print("library, README and chapters are what the notebooks export")
+
+
+def check_clean(path):
+    "Outputs are kept; counts, errors, addresses, warnings and widget state are not."
+    notebook = json.loads(path.read_text())
+    code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    outputs = [o for c in code for o in c["outputs"]]
+    faults = []
+    if any(c.get("execution_count") is not None for c in code):
+        faults.append("execution counts")
+    if "widgets" in notebook["metadata"]:
+        faults.append("metadata.widgets")
+    if not outputs or not any("image/png" in o.get("data", {}) for o in outputs):
+        faults.append("no figure kept")
+    if any(o["output_type"] == "error" or o.get("name") == "stderr" for o in outputs):
+        faults.append("errors or warnings kept")
+    texts = ["".join(o.get("text", "")) + "".join(o.get("data", {}).get("text/plain", "")) for o in outputs]
+    places = "|".join(re.escape(place) for place in {str(ROOT), str(Path.home()), tempfile.gettempdir()})
+    if any(re.search(rf"at 0x[0-9a-f]{{6}}|{places}", text) for text in texts):
+        faults.append("an address or a path of this machine")
+    if faults:
+        raise SystemExit(f"{path.name}: {', '.join(faults)}")
+
+
+def order():
+    "A chapter imports only from earlier ones; the opening alone may import everything."
+    chapters = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    home = {}
+    for number, path in enumerate(chapters):
+        for cell in json.loads(path.read_text())["cells"]:
+            source = "".join(cell["source"])
+            if match := re.match(r"#\| default_exp (\S+)", source):
+                home[match[1]] = number
+    checked = 0
+    for number, path in enumerate(chapters[1:], start=1):
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] != "code":
+                continue
+            for node in ast.walk(ast.parse("".join(cell["source"]))):
+                modules = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+                modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                for module in modules:
+                    if module == "detr_nb":
+                        raise SystemExit(f"{path.name}: imports from the package as a whole; name the chapter's module")
+                    if module.startswith("detr_nb."):
+                        checked += 1
+                        if home[module.split(".")[1]] > number:
+                            raise SystemExit(f"{path.name}: imports {module}, which comes later")
+    print(f"{checked} imports look back, none ahead")
+
+
+def wheel():
+    "The wheel holds the embedded model and the command."
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, str(ROOT)], check=True, stdout=subprocess.DEVNULL)
+        path = next(Path(folder).glob("*.whl"))
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+            scripts = file.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+        size = path.stat().st_size
+    wanted = ["config.json", "model.safetensors", "preprocessor_config.json", "backbone.safetensors", "log.csv", "record.npz", "backbone.csv"]
+    missing = [n for n in wanted if f"detr_nb/assets/scenes/{n}" not in names]
+    if missing or "detr-nb = detr_nb.cli:main" not in scripts:
+        raise SystemExit(f"the wheel lacks {missing or 'the command'}")
+    if any(n.startswith(("tests/", "tools/", "nbs/")) for n in names):
+        raise SystemExit("the wheel holds more than the library")
+    print(f"{path.name}: {size / 1e6:.1f} MB, assets and command are there")
+
+
+if __name__ == "__main__":
+    {"imports": imports, "exported": exported, "order": order, "wheel": wheel}[sys.argv[1]]()
