@@ -2,11 +2,13 @@ __version__ = "0.1.0"
 
 _HOMES = {  # public name → the module it lives in; imported when it is first asked for
     "config": ["DetrConfig"],
+    "mask_head": ["DetrForSegmentation", "DetrSegmentationOutput"],
+    "panoptic": ["CocoPanoptic"],
     "detector": ["DetrForObjectDetection", "DetrModel", "DetrModelOutput", "DetrObjectDetectionOutput"],
     "matcher": ["DetrHungarianMatcher", "HungarianMatcher"],
     "losses": ["DetrLoss"],
-    "processor": ["DetrImageProcessor"],
-    "evaluation": ["CocoEvaluator", "evaluate"],
+    "processor": ["DetrFeatureExtractor", "DetrImageProcessor"],
+    "evaluation": ["CocoEvaluator", "PanopticEvaluator", "evaluate"],
     "data": ["CocoDetection", "SceneDetection"],
     "scenes": ["draw_scene", "make_scenes"],
     "backbone": ["register_backbones"],

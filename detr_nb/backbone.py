@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = ['FrozenBatchNorm2d', 'freeze_batch_norm', 'detr_nb_resnet', 'register_backbones', 'create_backbone', 'resize_mask',
-           'ConvEncoder']
+           'halving_stride', 'cells_touched', 'PaddingKeeper', 'ConvEncoder']
 
 # %% ../nbs/05_backbone.ipynb #035712ed
 class FrozenBatchNorm2d(nn.Module):
@@ -121,7 +121,7 @@ def create_backbone(
             "or open a whole checkpoint with from_pretrained, which needs no backbone weights"
         ) from error
 
-# %% ../nbs/05_backbone.ipynb #d13b5563
+# %% ../nbs/05_backbone.ipynb #0e45acf6
 def resize_mask(
     mask: Tensor,            # (B, H, W) 1 or True where the picture is real
     size: tuple[int, int],   # (h, w) of a feature map
@@ -129,6 +129,54 @@ def resize_mask(
     "The pixel mask at the size of a feature map: nearest neighbour, so it stays a mask."
     return nn.functional.interpolate(mask[:, None].float(), size=size)[:, 0].bool()
 
+# %% ../nbs/05_backbone.ipynb #d40b8e0b
+def halving_stride(
+    canvas: int,  # pixels, in one direction
+    cells: int,   # of a map of it
+) -> int:         # pixels a cell
+    "The power of two that a network which halves, and rounds up, has divided by."
+    stride = 1
+    while -(-canvas // stride) > cells: stride *= 2
+    return stride
+
+def cells_touched(
+    mask: Tensor,            # (B, H, W) 1 or True where the picture is real: from the top left corner on
+    size: tuple[int, int],   # (h, w) of a feature map
+) -> Tensor:                 # (B, h, w) bool
+    "Which cells of a feature map the picture alone would have."
+    mask = mask.bool()
+    inside = lambda pixels, axis: torch.arange(size[axis], device=mask.device) * halving_stride(mask.shape[1 + axis], size[axis]) < pixels[:, None]
+    return inside(mask[:, :, 0].sum(1), 0)[:, :, None] & inside(mask[:, 0].sum(1), 1)[:, None]
+
+# %% ../nbs/05_backbone.ipynb #546fa599
+class PaddingKeeper:
+    "Hooks that show zeros in place of padding to every layer whose kernel is larger than a cell, as the edge of a picture does."
+    def __init__(self, network: nn.Module):
+        self.pixel_mask: Tensor | None = None
+        leaves = [module for module in network.modules() if not list(module.children())]
+        known = nn.Conv2d, FrozenBatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Identity
+        other = {type(m).__name__ for m in leaves if not isinstance(m, known) and type(m).__module__ != "torch.nn.modules.activation"}
+        other |= {type(m).__name__ for n, m in network.named_modules() if n.endswith((".se", ".se_module"))}  # they average over the whole map
+        if other:
+            raise ValueError(f"batch_invariant=True: the backbone has {sorted(other)}; want a plain ResNet, of convolutions, frozen norms and pools")
+        for module in leaves:
+            kernel = getattr(module, "kernel_size", 1)
+            if max(kernel if isinstance(kernel, tuple) else (kernel,)) == 1: continue
+            module.register_forward_pre_hook(self.hide)
+            if type(module) is nn.AvgPool2d and not module.count_include_pad: module.register_forward_hook(self.average)
+
+    def inside(self, x: Tensor) -> Tensor:  # (B, 1, h, w) 1 or 0
+        return cells_touched(self.pixel_mask, x.shape[-2:])[:, None].to(x.dtype)
+
+    def hide(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0] * self.inside(inputs[0]),)
+
+    def average(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        "Divide by the cells that are real, not by those of the canvas."
+        real = nn.functional.avg_pool2d(self.inside(inputs[0]), module.kernel_size, module.stride, module.padding, module.ceil_mode, False)
+        return output / real.where(real > 0, 1)
+
+# %% ../nbs/05_backbone.ipynb #ca172aa3
 class ConvEncoder(nn.Module):
     "Backbone with frozen batch norm; of a ResNet, stem and layer1 are frozen too (the original's `models/backbone.py`)."
     def __init__(
@@ -137,6 +185,7 @@ class ConvEncoder(nn.Module):
         pretrained: bool = False,
         in_chans: int = 3,
         dilation: bool = False,
+        batch_invariant: bool = False,  # keep padding out of every layer, not only of the result
         **kwargs,
     ):
         super().__init__()
@@ -144,6 +193,7 @@ class ConvEncoder(nn.Module):
         self.channels: list[int] = self.model.feature_info.channels()
         self.strides: list[int] = self.model.feature_info.reduction()
         self.channels_last = str(getattr(self.model, "output_fmt", "")).endswith("NHWC")  # Swin and its kin
+        self.padding = PaddingKeeper(self.model) if batch_invariant else None
         names = [n for n, _ in self.model.named_parameters()]
         if any(n.startswith("layer2") for n in names):
             for n, parameter in self.model.named_parameters():
@@ -155,6 +205,8 @@ class ConvEncoder(nn.Module):
         pixel_mask: Tensor,          # (B, H, W) 1 where the picture is real
     ) -> list[tuple[Tensor, Tensor]]:
         "Feature maps (B, C, h, w), fine to coarse, each with its mask (B, h, w) bool."
+        if self.padding: self.padding.pixel_mask = pixel_mask
         maps = self.model(pixel_values)
         if self.channels_last: maps = [f.permute(0, 3, 1, 2) for f in maps]
-        return [(f, resize_mask(pixel_mask, f.shape[-2:])) for f in maps]
+        at_size = cells_touched if self.padding else resize_mask
+        return [(f, at_size(pixel_mask, f.shape[-2:])) for f in maps]

@@ -58,7 +58,7 @@ def read_weights(
         raise ValueError(f"{path}: want a mapping from names to tensors, or one under 'model'")
     return state
 
-# %% ../nbs/12_checkpoints.ipynb #7157937c
+# %% ../nbs/12_checkpoints.ipynb #31b38a9e
 ORIGINAL_NAMES = [  # facebookresearch/detr → hub; `in_proj` is split first
     (r"backbone\.0\.body\.", "model.backbone.conv_encoder.model."),
     (r"backbone\.1\.(row|col)_embed\.", lambda m: f"model.backbone.position_embedding.{'row' if m[1] == 'row' else 'column'}_embeddings."),
@@ -82,6 +82,11 @@ NATIVE_NAMES = [  # transformers' own ResNet (revision "no_timm") → timm's nam
 HUB_5_NAMES = [  # names inside transformers 5's modules → the hub file's
     (r"model\.backbone\.model\.", "model.backbone.conv_encoder.model."), (r"model\.position_embedding\.", "model.backbone.position_embedding."),
     (r"\.o_proj\.", ".out_proj."), (r"\.mlp\.fc", ".fc"),
+    (r"bbox_attention\.([qk])_proj\.", r"bbox_attention.\1_linear."), (r"mask_head\.output_conv\.", "mask_head.out_lay."),
+    (r"mask_head\.conv(\d)\.conv\.", r"mask_head.lay\1."), (r"mask_head\.conv(\d)\.norm\.", r"mask_head.gn\1."),
+    (r"mask_head\.fpn_stages\.(\d)\.fpn_adapter\.", lambda m: f"mask_head.adapter{int(m[1]) + 1}."),
+    (r"mask_head\.fpn_stages\.(\d)\.refine\.conv\.", lambda m: f"mask_head.lay{int(m[1]) + 3}."),
+    (r"mask_head\.fpn_stages\.(\d)\.refine\.norm\.", lambda m: f"mask_head.gn{int(m[1]) + 3}."),
 ]
 
 # %% ../nbs/12_checkpoints.ipynb #7c0b3d27
@@ -106,18 +111,23 @@ def to_hub_layout(
     if any("conv_encoder.model.embedder." in k for k in state): return {rename(k, NATIVE_NAMES): v for k, v in state.items()}
     return {rename(k, HUB_5_NAMES): v for k, v in state.items()}
 
-# %% ../nbs/12_checkpoints.ipynb #84577a31
+# %% ../nbs/12_checkpoints.ipynb #c03d6deb
 def load_weights(
     model: nn.Module,
     state: Mapping[str, Tensor],           # hub layout
     source: str,                           # for messages
     ignore_mismatched_sizes: bool = False, # leave out tensors of another shape, with a warning that lists them
+    begun_afresh: tuple[str, ...] = (),    # beginnings of names that the state may lack altogether, with a warning
 ) -> nn.Module:
     "Copy every tensor into the model. `ValueError` for a missing or unknown name and for another shape: nothing is left out silently."
     own = model.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     some = lambda names: f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+    fresh = [k for k in missing if k.startswith(begun_afresh)] if begun_afresh else []
+    if fresh and not any(k.startswith(begun_afresh) for k in state):
+        warnings.warn(f"begun afresh, for {source} does not have them: {', '.join(sorted({k.split('.')[0] for k in fresh}))}", stacklevel=3)
+        missing = [k for k in missing if k not in fresh]
     if missing: raise ValueError(f"{source} lacks {some(missing)} of the model's tensors: the config belongs to another network")
     if unknown: raise ValueError(f"{source} has {some(unknown)} that the model does not have: the config belongs to another network")
     shapes = ", ".join(f"{k} {tuple(state[k].shape)} → {tuple(own[k].shape)}" for k in wrong)
@@ -140,10 +150,11 @@ def write_weights(
     part.chmod(0o644)  # safetensors lets only the owner read
     part.replace(path)
 
-# %% ../nbs/12_checkpoints.ipynb #1d7b1e0e
+# %% ../nbs/12_checkpoints.ipynb #be44880a
 class Pretrained(nn.Module):
     "What every model can do with a checkpoint. A subclass is built from a `DetrConfig` and keeps it as `config`."
     config: DetrConfig
+    begun_afresh: tuple[str, ...] = ()  # parts that a checkpoint may lack
 
     @classmethod
     def from_pretrained(
@@ -168,7 +179,7 @@ class Pretrained(nn.Module):
         config.use_pretrained_backbone = False
         model = cls(config)
         state = model.select(to_hub_layout(read_weights(path)))
-        return load_weights(model, state, str(path), ignore_mismatched_sizes).eval()
+        return load_weights(model, state, str(path), ignore_mismatched_sizes, cls.begun_afresh).eval()
 
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def read_backbone(values: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"backbone_config={native}: want model_type 'timm_backbone', or 'resnet' with one of {sorted(NATIVE_RESNETS)}")
     return values | {"backbone": NATIVE_RESNETS[key], "backbone_kwargs": None, "dilation": False, "use_pretrained_backbone": False}
 
-# %% ../nbs/11_config.ipynb #6a3ec5f7
+# %% ../nbs/11_config.ipynb #a9998a2a
 WEIGHTS = (
     "class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient", "mask_loss_coefficient", "dice_loss_coefficient",
 )
@@ -84,6 +84,7 @@ class DetrConfig:
     init_xavier_std: float = 1.0
     auxiliary_loss: bool = False             # also learn from every earlier decoder layer; never changes a prediction
     decoder_renormalize: bool = False        # transformers' decoder under `auxiliary_loss=True`
+    batch_invariant: bool = False            # a picture gives the same in any batch; the public networks let padding leak in
     class_cost: float = 1
     bbox_cost: float = 5
     giou_cost: float = 2
@@ -96,6 +97,7 @@ class DetrConfig:
     num_labels: int | None = None            # the largest category id + 1; 2 where neither it nor id2label is given
     id2label: dict[int, str] | None = None
     label2id: dict[str, int] | None = None
+    stuff_ids: list[int] | None = None       # categories that are stuff, one segment each in a panoptic map; None: nobody said
     extra: dict[str, Any] = field(default_factory=dict)  # keys of a file that are not ours; written back as they were
     use_timm_backbone: InitVar[bool] = True  # with backbone_config: the other spellings of the backbone, turned into `backbone`
     backbone_config: InitVar[Any] = None     # a dictionary, or an object with `to_dict`
@@ -120,13 +122,15 @@ class DetrConfig:
         self._want("class_cost", "not 0 together with bbox_cost and giou_cost", bool(self.class_cost or self.bbox_cost or self.giou_cost))
         for name, allowed in (("position_embedding_type", POSITION_EMBEDDINGS), ("activation_function", ACTIVATIONS)):
             self._want(name, f"one of {', '.join(map(repr, allowed))}", getattr(self, name) in tuple(allowed))
-        for name in ("use_pretrained_backbone", "dilation", "auxiliary_loss", "decoder_renormalize"):
+        for name in ("use_pretrained_backbone", "dilation", "auxiliary_loss", "decoder_renormalize", "batch_invariant"):
             if getattr(self, name) is None: setattr(self, name, False)
             self._want(name, "True or False", isinstance(getattr(self, name), bool))
         self._want("backbone", "the name of a timm model", isinstance(self.backbone, str) and bool(self.backbone))
         self._want("backbone_kwargs", "a dictionary or None", self.backbone_kwargs is None or isinstance(self.backbone_kwargs, dict))
         self._want("dilation", "False where backbone_kwargs has output_stride", not (self.dilation and "output_stride" in (self.backbone_kwargs or {})))
         self._name_labels()
+        known = self.stuff_ids is None or (isinstance(self.stuff_ids, list) and all(_whole(i, 0) and i < self.num_labels for i in self.stuff_ids))
+        self._want("stuff_ids", f"None, or a list of category ids below num_labels={self.num_labels}", known)
 
     def _want(self, name: str, wanted: str, ok: bool):
         if not ok: raise ValueError(f"{name}={getattr(self, name)!r}: want {wanted}")
@@ -162,7 +166,8 @@ class DetrConfig:
         values["auxiliary_loss"] = values.pop("decoder_renormalize")
         del values["num_labels"]  # as in the public file: id2label says it
         values["id2label"] = {str(i): name for i, name in self.id2label.items()}
-        return values | {"detr_nb": {"auxiliary_loss": self.auxiliary_loss}}
+        ours = {"auxiliary_loss": self.auxiliary_loss} | {name: values.pop(name) for name in ("batch_invariant", "stuff_ids")}
+        return values | {"detr_nb": ours}
 
     def to_json_string(
         self,
@@ -188,12 +193,15 @@ class DetrConfig:
             values["backbone_kwargs"] = {k: v for k, v in values["backbone_kwargs"].items() if usual.get(k) != v} or None
         ours = values.pop("detr_nb", None)
         values["decoder_renormalize"] = bool(values.get("auxiliary_loss"))
-        if ours is not None: values["auxiliary_loss"] = ours["auxiliary_loss"]
+        if ours is not None: values |= ours
         elif values["decoder_renormalize"] and "decoder_renormalize" not in changes:
             warnings.warn(
                 "auxiliary_loss=true in a config that transformers wrote: its decoder fed normed states on, "
                 "so decoder_renormalize=True keeps its numbers", stacklevel=2,
             )
+        labels = {str(i): name for i, name in (changes.get("id2label") or {}).items()}
+        same = labels in ({}, values.get("id2label")) and changes.get("num_labels") in (None, len(values.get("id2label") or ()))
+        if not same: values["stuff_ids"] = None  # they were said about other labels
         if "id2label" in changes: values["label2id"] = None
         elif changes.get("num_labels") not in (None, len(values.get("id2label") or ())): values |= {"id2label": None, "label2id": None}
         values = {k: v for k, v in (values | changes).items() if k not in ("model_type", "num_hidden_layers", "use_timm_backbone")}

@@ -24,7 +24,8 @@ from torch.utils.data import Dataset
 from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
 
 # %% auto #0
-__all__ = ['to_rgb', 'clip_boxes', 'detection_target', 'check_box', 'check_coco', 'coco_index', 'CocoDetection', 'SceneDetection']
+__all__ = ['to_rgb', 'clip_boxes', 'detection_target', 'check_box', 'annotation_mask', 'check_coco', 'coco_index',
+           'CocoDetection', 'SceneDetection']
 
 # %% ../nbs/04_data.ipynb #9dcd004e
 def to_rgb(
@@ -38,7 +39,7 @@ def to_rgb(
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
-# %% ../nbs/04_data.ipynb #461afd1d
+# %% ../nbs/04_data.ipynb #031189be
 def clip_boxes(
     boxes: Tensor,  # (T, 4) corners in pixels
     height: int, width: int,
@@ -48,8 +49,9 @@ def clip_boxes(
     return boxes, (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 def detection_target(
-    target: dict,               # image_id, annotations: COCO's own dicts (bbox x, y, width, height in pixels; category_id; iscrowd; area)
+    target: dict,               # image_id, annotations: COCO's own dicts (bbox x, y, width, height in pixels; category_id; iscrowd; area; segmentation)
     height: int, width: int,    # of the picture, in pixels
+    masks: bool = False,        # masks (T, H, W) bool too
 ) -> dict[str, Tensor]:
     """COCO annotations as tensors: boxes (T, 4) corners in pixels, class_labels, area, iscrowd, image_id, orig_size.
     Crowds and boxes without area inside the picture are left out. `ValueError` for a NaN box or a negative size."""
@@ -64,10 +66,13 @@ def detection_target(
     boxes, keep = clip_boxes(corners, height, width)
     area = torch.tensor([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=torch.float32)
     labels = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
-    return {
+    result = {
         "boxes": boxes[keep], "class_labels": labels[keep], "area": area[keep], "iscrowd": torch.zeros_like(labels[keep]),
         "image_id": torch.tensor([target["image_id"]]), "orig_size": torch.tensor([height, width]),
     }
+    if not masks: return result
+    drawn = [annotation_mask(a, height, width, target["image_id"]) for a, kept in zip(annotations, keep) if kept]
+    return result | {"masks": torch.stack(drawn) if drawn else torch.zeros(0, height, width, dtype=torch.bool)}
 
 def check_box(
     box: Sequence[float],  # x, y, width, height
@@ -78,6 +83,28 @@ def check_box(
     numbers = isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
     if not numbers or box[2] < 0 or box[3] < 0:
         raise ValueError(f"image {image_id}: bbox of annotation {annotation_id} is {box}: want x, y, width, height, finite, sizes ≥ 0")
+
+# %% ../nbs/04_data.ipynb #a96b84af
+def annotation_mask(
+    annotation: dict,         # COCO's, with `segmentation`: polygons, or run lengths, compressed or not
+    height: int, width: int,  # of the picture, in pixels
+    image_id: int,            # for messages
+) -> Tensor:                  # (H, W) bool
+    "The pixels that an annotation covers. `ValueError` names image and annotation where there is nothing to draw."
+    from pycocotools import mask as coco_mask
+    name, segmentation = f"image {image_id}: annotation {annotation.get('id')}", annotation.get("segmentation")
+    if not segmentation: raise ValueError(f"{name} has segmentation={segmentation!r}: want polygons or run lengths")
+    if isinstance(segmentation, dict) and list(segmentation.get("size", ())) != [height, width]:
+        raise ValueError(f"{name} has run lengths for size {segmentation.get('size')}: want [{height}, {width}], height and width of the picture")
+    for polygon in segmentation if isinstance(segmentation, list) else ():
+        if len(polygon) < 6 or len(polygon) % 2: raise ValueError(f"{name} has a polygon of {len(polygon)} numbers: want x, y of at least three corners")
+    try:
+        if isinstance(segmentation, list): rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list): rle = coco_mask.frPyObjects(segmentation, height, width)
+        else: rle = segmentation
+        return torch.from_numpy(coco_mask.decode(rle)).bool()
+    except Exception as error:
+        raise ValueError(f"{name} has a segmentation that cannot be drawn ({error})") from error
 
 # %% ../nbs/04_data.ipynb #7c766cd5
 def check_coco(
@@ -175,11 +202,15 @@ class CocoDetection(Dataset):
         target = {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]}
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
-# %% ../nbs/04_data.ipynb #a7bd7d81
+# %% ../nbs/04_data.ipynb #717502b5
 class SceneDetection(Dataset):
     "Scenes, drawn when they are asked for, in the form of `CocoDetection`."
-    def __init__(self, count: int, seed: int, split: str = "train"):
-        self.count, self.seed, self.split = count, seed, split
+    def __init__(
+        self,
+        count: int, seed: int, split: str = "train",
+        masks: bool = False,  # annotations have each segment's pixels too
+    ):
+        self.count, self.seed, self.split, self.masks = count, seed, split, masks
 
     id2label = {c["id"]: c["name"] for c in CATEGORIES}
 
@@ -188,7 +219,7 @@ class SceneDetection(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict]:
         scene = draw_scene(self.seed, index, self.split)
-        return Image.fromarray(scene.image), {"image_id": index + 1, "annotations": scene_annotations(scene, masks=False)}
+        return Image.fromarray(scene.image), {"image_id": index + 1, "annotations": scene_annotations(scene, self.masks)}
 
     @cached_property
     def coco(self):

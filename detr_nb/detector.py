@@ -102,7 +102,7 @@ class Tokens(NamedTuple):
     positions: Tensor  # (B, S, d)
     mask: Tensor       # (B, S) True where the picture is real
 
-# %% ../nbs/13_detector.ipynb #007af736
+# %% ../nbs/13_detector.ipynb #65f6c100
 class DetrModel(Pretrained):
     "Picture → features → tokens → queries: everything but the heads (paper, section 3.2)."
     def __init__(self, config: DetrConfig):
@@ -111,7 +111,7 @@ class DetrModel(Pretrained):
         dropouts = dict(
             dropout=c.dropout, attention_dropout=c.attention_dropout, activation_dropout=c.activation_dropout, activation=c.activation_function,
         )
-        conv_encoder = ConvEncoder(c.backbone, c.use_pretrained_backbone, c.num_channels, c.dilation, **(c.backbone_kwargs or {}))
+        conv_encoder = ConvEncoder(c.backbone, c.use_pretrained_backbone, c.num_channels, c.dilation, c.batch_invariant, **(c.backbone_kwargs or {}))
         self.backbone = PositionedBackbone(conv_encoder, POSITION_EMBEDDINGS[c.position_embedding_type](c.d_model))
         self.input_projection = nn.Conv2d(conv_encoder.channels[-1], c.d_model, kernel_size=1)
         self.query_position_embeddings = nn.Embedding(c.num_queries, c.d_model)
@@ -123,6 +123,7 @@ class DetrModel(Pretrained):
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
         "The part of a checkpoint below its heads."
+        state = {k.removeprefix("detr."): v for k, v in state.items()}
         return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
 
     def freeze_backbone(self) -> None:
@@ -137,13 +138,13 @@ class DetrModel(Pretrained):
         self,
         pixel_values: Tensor,              # (B, 3, H, W) normalised
         pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the picture is real: everywhere
-    ) -> Tokens:
-        "A picture as tokens: the last feature map at width d, read row by row."
-        if pixel_mask is None: pixel_mask = pixel_values.new_ones(pixel_values.shape[:1] + pixel_values.shape[2:])
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tokens]:
+        "The feature maps with their masks, fine to coarse, and the last of them as tokens: at width d, read row by row."
+        if pixel_mask is None: pixel_mask = pixel_values.new_ones(pixel_values.shape[:1] + pixel_values.shape[2:], dtype=torch.bool)
         features, positions = self.backbone(pixel_values, pixel_mask)
         last, mask = features[-1]
         flat = lambda x: x.flatten(2).transpose(1, 2)
-        return Tokens(flat(self.input_projection(last)), flat(positions), mask.flatten(1))
+        return features, Tokens(flat(self.input_projection(last)), flat(positions), mask.flatten(1))
 
     def tokens_from_embeds(
         self,
@@ -174,7 +175,20 @@ class DetrModel(Pretrained):
         return_dict: bool = True,                      # False: a tuple of what is not None
     ) -> DetrModelOutput | tuple:
         if (pixel_values is None) == (inputs_embeds is None): raise ValueError("want either pixel_values or inputs_embeds")
-        tokens = self.tokens(pixel_values, pixel_mask) if inputs_embeds is None else self.tokens_from_embeds(inputs_embeds, pixel_mask)
+        tokens = self.tokens(pixel_values, pixel_mask)[1] if inputs_embeds is None else self.tokens_from_embeds(inputs_embeds, pixel_mask)
+        output = self.transform(tokens, decoder_attention_mask, encoder_outputs, decoder_inputs_embeds, output_attentions, output_hidden_states)
+        return output.to_tuple() if return_dict is False else output
+
+    def transform(
+        self,
+        tokens: Tokens,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs=None,
+        decoder_inputs_embeds: Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> DetrModelOutput:
+        "Tokens → the queries' states. Arguments as for `forward`."
         if encoder_outputs is None:
             states, attentions = self.encoder(*tokens, need_weights=output_attentions)
             memory, encoder_states, encoder_attentions = states[-1], tuple(states), tuple(attentions)
@@ -185,7 +199,7 @@ class DetrModel(Pretrained):
         start = torch.zeros_like(queries) if decoder_inputs_embeds is None else decoder_inputs_embeds
         query_mask = None if decoder_attention_mask is None else decoder_attention_mask.bool()
         decoded = self.decoder(start, queries, memory, tokens.positions, tokens.mask, query_mask, output_attentions)
-        output = DetrModelOutput(
+        return DetrModelOutput(
             last_hidden_state=decoded.last,
             decoder_hidden_states=(*decoded.states[:-1], decoded.last) if output_hidden_states else None,
             decoder_attentions=tuple(decoded.self_attentions) if output_attentions else None,
@@ -195,7 +209,6 @@ class DetrModel(Pretrained):
             encoder_attentions=encoder_attentions if output_attentions else None,
             intermediate_hidden_states=decoded.normed if self.config.auxiliary_loss else None,
         )
-        return output.to_tuple() if return_dict is False else output
 
 # %% ../nbs/13_detector.ipynb #4778d723
 class MLPPredictionHead(nn.Module):
@@ -209,7 +222,7 @@ class MLPPredictionHead(nn.Module):
         for layer in self.layers[:-1]: x = layer(x).relu()
         return self.layers[-1](x)
 
-# %% ../nbs/13_detector.ipynb #9e0f9cd7
+# %% ../nbs/13_detector.ipynb #9d900855
 class DetrForObjectDetection(Pretrained):
     "DETR with its two heads: N queries → N classes and boxes (paper, section 3)."
     def __init__(self, config: DetrConfig):
@@ -221,6 +234,11 @@ class DetrForObjectDetection(Pretrained):
         matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
         self.criterion = DetrLoss(matcher, config.num_labels, config.eos_coefficient)
 
+    @staticmethod
+    def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        "A detector's checkpoint as it is; of a segmentation checkpoint the detector."
+        return {k.removeprefix("detr."): v for k, v in state.items() if k.startswith("detr.")} or state
+
     def heads(
         self,
         hidden: Tensor,  # (…, N, d)
@@ -228,15 +246,31 @@ class DetrForObjectDetection(Pretrained):
         "`logits` (…, N, num_labels + 1) and `pred_boxes` (…, N, 4)."
         return {"logits": self.class_labels_classifier(hidden), "pred_boxes": self.bbox_predictor(hidden).sigmoid()}
 
+    def predictions(
+        self,
+        hidden: Tensor,  # (L, B, N, d) normed states; the last layer is the prediction
+    ) -> dict:
+        "`logits` and `pred_boxes` of the last layer, and those of the layers before as `auxiliary_outputs`."
+        *auxiliary, last = [dict(zip(("logits", "pred_boxes"), layer)) for layer in zip(*self.heads(hidden).values())]
+        return last | ({"auxiliary_outputs": auxiliary} if auxiliary else {})
+
+    def layers(
+        self,
+        hidden: DetrModelOutput,
+    ) -> Tensor:  # (L, B, N, d)
+        "The states that are learned from: the last alone, or with `auxiliary_loss` those of every layer."
+        last = hidden.last_hidden_state[None]
+        return torch.cat([hidden.intermediate_hidden_states[:-1], last]) if self.config.auxiliary_loss else last
+
     def loss(
         self,
-        hidden: Tensor,                          # (L, B, N, d) normed states; the last layer is the prediction
+        predictions: Mapping,                    # what `predictions` returns
         labels: Sequence[Mapping[str, Tensor]],  # B of: class_labels (T,) int64, boxes (T, 4) centre and size in 0…1
-    ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]]]:
-        "The weighted sum, its parts, and the outputs of the layers before the last."
-        *auxiliary, last = [dict(zip(("logits", "pred_boxes"), layer)) for layer in zip(*self.heads(hidden).values())]
-        parts = self.criterion(last | ({"auxiliary_outputs": auxiliary} if auxiliary else {}), labels)
-        return weighted_sum(parts, self.config.bbox_loss_coefficient, self.config.giou_loss_coefficient), parts, auxiliary
+        criterion: DetrLoss | None = None,       # the detector's own
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        "The weighted sum, and its parts."
+        parts, c = (criterion or self.criterion)(predictions, labels), self.config
+        return weighted_sum(parts, c.bbox_loss_coefficient, c.giou_loss_coefficient, c.mask_loss_coefficient, c.dice_loss_coefficient), parts
 
     def forward(
         self,
@@ -256,13 +290,11 @@ class DetrForObjectDetection(Pretrained):
             pixel_values, pixel_mask, decoder_attention_mask, encoder_outputs, inputs_embeds, decoder_inputs_embeds,
             output_attentions, output_hidden_states,
         )
-        loss = parts = auxiliary = None
-        if labels is not None:
-            layers = hidden.last_hidden_state[None]
-            if self.config.auxiliary_loss: layers = torch.cat([hidden.intermediate_hidden_states[:-1], layers])
-            loss, parts, auxiliary = self.loss(layers, labels)
+        loss = parts = None
+        predictions = self.predictions(self.layers(hidden) if labels is not None else hidden.last_hidden_state[None])
+        if labels is not None: loss, parts = self.loss(predictions, labels)
         output = DetrObjectDetectionOutput(
-            loss=loss, loss_dict=parts, **self.heads(hidden.last_hidden_state), auxiliary_outputs=auxiliary or None,
+            loss=loss, loss_dict=parts, **predictions,
             **{f.name: getattr(hidden, f.name) for f in fields(hidden) if f.name != "intermediate_hidden_states"},
         )
         return output.to_tuple() if return_dict is False else output

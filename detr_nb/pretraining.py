@@ -62,10 +62,10 @@ class DensePredictor(nn.Module):
         logits, boxes = self.head(self.backbone(x)[-1]).permute(0, 2, 3, 1).split([1 + len(CATEGORIES), 4], -1)
         return logits, box_cxcywh_to_xyxy(boxes.sigmoid())
 
-# %% ../nbs/19_pretraining.ipynb #c6359da2
+# %% ../nbs/19_pretraining.ipynb #08e0dde8
 def pretrain_backbone(
     path: str | os.PathLike,             # where the weights go (.safetensors, float16)
-    steps: int = 3300, batch_size: int = 8, lr: float = 2e-3, weight_decay: float = 1e-4, seed: int = 1,
+    steps: int = 9000, batch_size: int = 8, lr: float = 2e-3, weight_decay: float = 1e-4, seed: int = 1,
 ) -> list[tuple[float, float]]:          # loss of classes and of boxes at every step
     """Teach the narrow backbone, with ordinary batch norm, what each cell of a scene shows. Its weights are the
     package's own pretrained backbone."""

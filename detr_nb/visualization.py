@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 # %% auto #0
-__all__ = ['STAGES', 'PALETTE', 'strip', 'class_colour', 'show_boxes', 'show_heat', 'show_matching', 'grid']
+__all__ = ['STAGES', 'PALETTE', 'strip', 'class_colour', 'show_boxes', 'show_heat', 'show_segments', 'show_matching', 'grid']
 
 # %% ../nbs/02_visualization.ipynb #8754c31d
 def _axes(ax, width: float, height: float):
@@ -96,6 +96,37 @@ def show_heat(
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     if image is not None: ax.imshow(np.asarray(image).mean(-1), cmap="gray", vmin=0, vmax=255, extent=extent)
     ax.imshow(values, cmap="magma", alpha=1.0 if image is None else 0.65, extent=extent, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=9)
+    return ax
+
+# %% ../nbs/02_visualization.ipynb #6f2d6e79
+def show_segments(
+    image: np.ndarray,                       # (H, W, 3) uint8
+    segmentation: np.ndarray,                # (H, W) whole numbers: each pixel's segment; one that has no label is nobody's
+    labels: Mapping[int, int],               # segment → category id: the colours
+    names: Mapping[int, str] | None = None,  # of the categories: written into the segments
+    title: str = "",
+    ax=None,                                 # draw here: a new figure
+):
+    "A picture through its segments: coloured by class, white lines between segments, black where nobody is. Returns the axes."
+    from scipy.ndimage import distance_transform_edt
+    ax = _axes(ax, 3.4, 3.4)
+    segmentation = np.asarray(segmentation)
+    colours = np.zeros((*segmentation.shape, 3))
+    for segment, category in labels.items(): colours[segmentation == segment] = class_colour(int(category))
+    mixed = 0.35 * np.asarray(image) / 255 + 0.65 * colours
+    edge = np.zeros(segmentation.shape, bool)
+    edge[:-1] |= segmentation[:-1] != segmentation[1:]
+    edge[:, :-1] |= segmentation[:, :-1] != segmentation[:, 1:]
+    mixed[edge] = 1
+    ax.imshow(mixed, interpolation="nearest")
+    for segment, category in labels.items() if names is not None else ():
+        if not (segmentation == segment).any(): continue
+        depth = distance_transform_edt(np.pad(segmentation == segment, 1))[1:-1, 1:-1]
+        row, column = np.unravel_index(depth.argmax(), depth.shape)  # the pixel deepest inside: a ring's centre is not its own
+        text = names.get(int(category), str(int(category)))
+        ax.text(column, row, text, fontsize=7, ha="center", va="center", bbox=dict(facecolor="white", edgecolor="none", pad=0.6, alpha=0.75))
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=9)
     return ax

@@ -33,12 +33,15 @@ def test_help():
 def test_demo(tmp_path):
     result = run("demo", "--out", tmp_path / "demo", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    with Image.open(tmp_path / "demo" / "detections.png") as picture:
-        assert min(picture.size) > 400
+    for name in ("detections.png", "panoptic.png"):
+        with Image.open(tmp_path / "demo" / name) as picture:
+            assert min(picture.size) > 400
     answers = json.loads((tmp_path / "demo" / "detections.json").read_text())
     assert len(answers) == 12 and sum(len(a["detections"]) for a in answers) > 20
     table = [line.split() for line in result.stdout.splitlines() if line.startswith(("AP", "AR"))]
-    assert len(table) == 12 and all(len(row) in (3, 4) for row in table)
+    assert len(table) == 12 and all(len(row) in (5, 6) for row in table)
+    assert all(a["segments"] and {"id", "category_id", "label", "score", "area", "bbox"} == set(a["segments"][0]) for a in answers)
+    assert all(any(line.startswith(kind) for line in result.stdout.splitlines()) for kind in ("All", "Things", "Stuff"))
     assert "Open" in result.stdout
 
 
@@ -81,6 +84,80 @@ def test_exif_is_honoured(photos):
     result = run("detect", photos / "a.png", photos / "turned.png", "--threshold", 0.3, "--json")
     a, b = (json.loads(line)["detections"] for line in result.stdout.splitlines())
     assert a == b
+
+
+def test_detect_panoptic(photos, tmp_path):
+    from detr_nb.panoptic import read_panoptic
+    result = run("detect", photos / "a.png", "--task", "panoptic", "--threshold", 0.3, "--json", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    said = json.loads(result.stdout)["segments"]
+    written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    entry = written["annotations"][0]
+    assert entry["segments_info"] == said != [] and entry["image_id"] == written["images"][0]["id"] == 1
+    ids = read_panoptic(tmp_path / "out" / "panoptic" / entry["file_name"], said, (128, 128))
+    assert all((ids == s["id"]).sum() == s["area"] for s in said)
+    assert len({s["label"] for s in said if s["category_id"] > 8}) == sum(s["category_id"] > 8 for s in said)  # stuff is fused
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        assert min(picture.size) > 400
+
+
+def test_detect_instance_and_semantic(photos, tmp_path):
+    from pycocotools import mask as coco_mask
+    result = run("detect", photos / "a.png", "--task", "instance", "--threshold", 0.3, "--out", tmp_path / "out")
+    assert result.returncode == 0 and " pixels" in result.stdout, result.stderr
+    from detr_nb.data import coco_index
+    results = json.loads((tmp_path / "out" / "instance.json").read_text())
+    truth = coco_index({"images": [{"id": 1}], "categories": [{"id": i} for i in range(13)], "annotations": []})
+    assert len(truth.loadRes(results).anns) == len(results) > 0
+    for annotation in results:
+        assert coco_mask.area(annotation["segmentation"]) == annotation["area"] > 0
+        assert coco_mask.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
+    result = run("detect", photos / "a.png", "--task", "semantic", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / "out" / "semantic" / "a.png") as picture:
+        classes = np.asarray(picture)
+    assert classes.shape == (128, 128) and 9 in classes  # sky
+
+
+def test_a_detector_draws_no_masks(photos, tmp_path):
+    from detr_nb import DetrForObjectDetection, DetrImageProcessor
+    DetrForObjectDetection.from_pretrained("scenes").save_pretrained(tmp_path / "detector")
+    DetrImageProcessor.from_pretrained("scenes").save_pretrained(tmp_path / "detector")
+    result = run("detect", photos / "a.png", "--model", tmp_path / "detector", "--task", "panoptic")
+    assert result.returncode == 2 and "--frozen-detector" in result.stderr and "Traceback" not in result.stderr
+    assert run("detect", photos / "a.png", "--model", tmp_path / "detector").returncode == 0
+
+
+@pytest.mark.slow
+def test_eval_masks(data, tmp_path):
+    result = run("eval", "--data", data, "--task", "instance", "--json", tmp_path / "numbers.json")
+    assert result.returncode == 0, result.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert set(numbers) == {"all", "things", "all masks", "things masks"} and 0 < numbers["all masks"]["AP"] <= 1
+    result = run("eval", "--data", data, "--task", "panoptic", "--json", tmp_path / "pq.json", "--out", tmp_path / "found")
+    assert result.returncode == 0, result.stderr
+    quality = json.loads((tmp_path / "pq.json").read_text())
+    assert 0 < quality["All"]["pq"] <= 1 and f"{quality['Stuff']['pq']:.3f}" in result.stdout
+    assert len(list((tmp_path / "found").glob("*.png"))) == 6 and (tmp_path / "found" / "predictions.json").exists()
+    assert run("eval", "--data", data, "--task", "semantic").returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("panoptic", [[], ["--panoptic"]], ids=["instances", "panoptic"])
+def test_train_masks(panoptic, data, tmp_path):
+    common = ["--data", data, "--preset", "scenes", "--steps", 2, "--batch-size", 4, "--workers", 0, *panoptic]
+    frozen = run("train", "--out", tmp_path / "frozen", "--frozen-detector", "scenes", *common)
+    assert frozen.returncode == 0, frozen.stderr
+    joint = run("train", "--out", tmp_path / "joint", "--masks", *common)
+    assert joint.returncode == 0, joint.stderr
+    from detr_nb import DetrForObjectDetection, DetrForSegmentation
+    before, after = DetrForObjectDetection.from_pretrained("scenes"), DetrForSegmentation.from_pretrained(tmp_path / "frozen" / "model")
+    assert all((v == after.detr.state_dict()[k]).all() for k, v in before.state_dict().items())
+    header, *rows = (tmp_path / "frozen" / "log.csv").read_text().splitlines()
+    last = dict(zip(header.split(","), rows[-1].split(",")))
+    assert float(last["loss_mask"]) > 0 and last["PQ" if panoptic else "mask AP"] != ""
+    found = run("detect", "--model", tmp_path / "joint" / "model", "--task", "panoptic", data / "val" / "000001.png")
+    assert found.returncode == 0, found.stderr
 
 
 def test_eval(data, tmp_path):

@@ -95,26 +95,38 @@ TWO = """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    from detr_nb import DetrForObjectDetection, SceneDetection, evaluate
+    import sys
+    from pathlib import Path
+    from detr_nb import CocoPanoptic, DetrForSegmentation, SceneDetection, evaluate
+    from detr_nb.evaluation import evaluate_panoptic
     from detr_nb.processor import DetrImageProcessor
-    dataset = SceneDetection(7, seed=21, split="val")
-    model = DetrForObjectDetection.from_pretrained("scenes")
-    tables = evaluate(model, dataset, DetrImageProcessor.from_pretrained("scenes"), batch_size=2, progress=False)
-    print("TABLES", dist.get_rank(), [round(v, 9) for v in tables["all"].values()], flush=True)
+    folder = Path(sys.argv[1])
+    model, processor = DetrForSegmentation.from_pretrained("scenes"), DetrImageProcessor.from_pretrained("scenes")
+    tables = evaluate(model, SceneDetection(7, seed=21, split="val", masks=True), processor, batch_size=2, progress=False, iou_types=("bbox", "segm"))
+    data = CocoPanoptic(folder / "val", folder / "panoptic_val", folder / "annotations" / "panoptic_val.json")
+    quality = evaluate_panoptic(model, data, processor, folder / "found", 0.5, batch_size=2, progress=False)
+    numbers = [*tables["all"].values(), *tables["all masks"].values(), *quality["All"].values()]
+    print("TABLES", dist.get_rank(), [round(v, 9) for v in numbers], flush=True)
 """
 
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-    "Seven pictures on two processes give every process the numbers of one."
-    from detr_nb import DetrForObjectDetection, DetrImageProcessor
+    "Seven pictures on two processes give every process the numbers of one: boxes, masks, panoptic quality."
+    from detr_nb import CocoPanoptic, DetrForSegmentation, DetrImageProcessor, make_scenes
+    from detr_nb.evaluation import evaluate_panoptic
+    make_scenes(tmp_path / "data", val=7, seed=21)
     script = tmp_path / "two.py"
     script.write_text(textwrap.dedent(TWO))
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path / "data")], capture_output=True, text=True, timeout=300)
     lines = sorted(line for line in run.stdout.splitlines() if line.startswith("TABLES"))
     assert len(lines) == 2, run.stderr[-2000:]
-    alone = evaluate(DetrForObjectDetection.from_pretrained("scenes"), SceneDetection(7, seed=21, split="val"), DetrImageProcessor.from_pretrained("scenes"), progress=False)
-    wanted = str([round(v, 9) for v in alone["all"].values()])
+    model, processor, folder = DetrForSegmentation.from_pretrained("scenes"), DetrImageProcessor.from_pretrained("scenes"), tmp_path / "data"
+    alone = evaluate(model, SceneDetection(7, seed=21, split="val", masks=True), processor, progress=False, iou_types=("bbox", "segm"))
+    data = CocoPanoptic(folder / "val", folder / "panoptic_val", folder / "annotations" / "panoptic_val.json")
+    quality = evaluate_panoptic(model, data, processor, tmp_path / "found", 0.5, progress=False)
+    assert quality["All"]["pq"] > 0
+    wanted = str([round(v, 9) for v in [*alone["all"].values(), *alone["all masks"].values(), *quality["All"].values()]])
     assert [line.split(" ", 2)[2] for line in lines] == [wanted, wanted]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import SMALL, close_to_scale, draw_weights, hf_model, ours_from, padded_batch, random_labels
 
-from detr_nb import DetrConfig, DetrForObjectDetection, DetrModel
+from detr_nb import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrModel
 
 
 def test_every_part_is_seen(tmp_path):
@@ -166,14 +166,15 @@ def test_embedded_model_opens_in_transformers():
     from detr_nb.data import SceneDetection
     from detr_nb.processor import DetrImageProcessor
     register_backbones()
-    ours, processor = DetrForObjectDetection.from_pretrained("scenes"), DetrImageProcessor.from_pretrained("scenes")
-    theirs = transformers.DetrForObjectDetection.from_pretrained(ASSETS / "scenes", dtype=torch.float32).eval()
+    ours, processor = DetrForSegmentation.from_pretrained("scenes"), DetrImageProcessor.from_pretrained("scenes")
+    theirs = transformers.DetrForSegmentation.from_pretrained(ASSETS / "scenes", dtype=torch.float32).eval()
     dataset = SceneDetection(4, seed=9)
     batch = processor([dataset[i][0] for i in range(4)], return_tensors="pt")
     with torch.inference_mode():
         a, b = ours(batch.pixel_values, batch.pixel_mask), theirs(batch.pixel_values, pixel_mask=batch.pixel_mask)
     close_to_scale(a.logits, b.logits, 1e-4)
     torch.testing.assert_close(a.pred_boxes, b.pred_boxes, atol=1e-5, rtol=0)
+    close_to_scale(a.pred_masks, b.pred_masks, 1e-4)
     pixels = transformers.DetrImageProcessor.from_pretrained(ASSETS / "scenes")(dataset[0][0], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(batch.pixel_values[:1], pixels, atol=1e-5, rtol=0)
 

@@ -37,7 +37,7 @@ def test_record_ships():
     assert (ASSETS / "scenes" / "record.npz").stat().st_size <= 1_000_000
     with np.load(ASSETS / "scenes" / "record.npz") as record:
         moments = len(record["step"])
-        assert 12 <= moments <= 14 and record["step"][0] == 0 and record["step"][-1] == RECIPES["scenes"].steps
+        assert 12 <= moments <= 14 and record["step"][0] == 0 and record["step"][-1] == RECIPES["scenes"].stop
         assert record["boxes"].shape == (moments, 16, 25, 4) and record["attention"].shape == (moments, 16, 25, 16, 16)
         assert record["probabilities"].shape == (moments, 16, 25, 14)
         probabilities = record["probabilities"].astype(float).sum(-1)

@@ -114,7 +114,7 @@ def wheel():
             names = file.namelist()
             scripts = file.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
         size = path.stat().st_size
-    wanted = ["config.json", "model.safetensors", "preprocessor_config.json", "backbone.safetensors", "log.csv", "record.npz", "backbone.csv"]
+    wanted = ["config.json", "model.safetensors", "preprocessor_config.json", "backbone.safetensors", "log.csv", "record.npz", "backbone.csv", "masks.csv"]
     missing = [n for n in wanted if f"detr_nb/assets/scenes/{n}" not in names]
     if missing or "detr-nb = detr_nb.cli:main" not in scripts:
         raise SystemExit(f"the wheel lacks {missing or 'the command'}")
