@@ -139,7 +139,7 @@ def run_model(
         yield (predict or model)(batch.pixel_values, batch.pixel_mask), batch.pixel_mask, items
     model.train(was_training)
 
-# %% ../nbs/18_evaluation.ipynb #cd9203ee
+# %% ../nbs/18_evaluation.ipynb #25444059
 def evaluate(
     model: Callable,                # pixel_values, pixel_mask → outputs with logits and pred_boxes (and pred_masks)
     dataset,                        # `CocoDetection` or `SceneDetection`
@@ -147,11 +147,13 @@ def evaluate(
     batch_size: int = 16,
     progress: bool = True,
     iou_types: Sequence[str] = ("bbox",),  # "segm": of masks too
+    mask_threshold: float = 0.0,    # of a query's best score: below it no mask is drawn, and an empty one is evaluated
 ) -> dict[str, dict[str, float]]:
     """The twelve COCO numbers for "all" categories and, where the file knows them, for "things"; of masks under
     "all masks" and "things masks". With several processes each takes its share of the pictures."""
     evaluator, tables = CocoEvaluator(dataset.coco, iou_types), {}
-    for outputs, pixel_mask, items in run_model(model, dataset, processor, batch_size, progress):
+    predict = partial(model.predict, threshold=mask_threshold) if mask_threshold else None
+    for outputs, pixel_mask, items in run_model(model, dataset, processor, batch_size, progress, predict):
         sizes = [(image.height, image.width) for image, _ in items]
         results = processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes, pixel_mask=pixel_mask)
         if "segm" in evaluator.iou_types:

@@ -131,7 +131,7 @@ def cut_padding(
     rows, columns = int(real[:, 0].sum()), int(real[0].sum())
     return level[:, :rows, :columns], real[:rows, :columns]
 
-# %% ../nbs/14_mask_head.ipynb #c70e7e77
+# %% ../nbs/14_mask_head.ipynb #6e10e635
 class DetrForSegmentation(Pretrained):
     "A detector and a mask for each of its queries (paper, section 4.4)."
     begun_afresh = ("mask_head.", "bbox_attention.")  # by the checkpoint of a detector
@@ -205,14 +205,13 @@ class DetrForSegmentation(Pretrained):
         self,
         pixel_values: Tensor,              # (B, 3, H, W) normalised
         pixel_mask: Tensor | None = None,  # (B, H, W)
-        threshold: float = 0.5,            # of the best class's score
+        threshold: float = 0.5,            # of the best real class's score
     ) -> DetrSegmentationOutput:
-        "As `forward`, but with masks only for queries that name a real class with a score above `threshold`; the others' say no everywhere."
+        "As `forward`, but with masks only for queries whose best real class scores above `threshold`; the others' say no everywhere."
         features, tokens = self.detr.model.tokens(pixel_values, pixel_mask)
         hidden = self.detr.model.transform(tokens)
         predictions, states = self.detr.heads(hidden.last_hidden_state), hidden.last_hidden_state
-        scores, classes = predictions["logits"].float().softmax(-1).max(-1)
-        keep = (classes < self.config.num_labels) & (scores > threshold)
+        keep = predictions["logits"].float().softmax(-1)[..., :-1].amax(-1) > threshold
         masks = torch.cat(self.masks(features, tokens, hidden.encoder_last_hidden_state, [s[k] for s, k in zip(states, keep)]))
         pred_masks = masks.new_full((*keep.shape, *masks.shape[1:]), OUTSIDE)
         pred_masks[keep] = masks

@@ -108,10 +108,11 @@ def test_detect_instance_and_semantic(photos, tmp_path):
     from detr_nb.data import coco_index
     results = json.loads((tmp_path / "out" / "instance.json").read_text())
     truth = coco_index({"images": [{"id": 1}], "categories": [{"id": i} for i in range(13)], "annotations": []})
-    assert len(truth.loadRes(results).anns) == len(results) > 0
-    for annotation in results:
-        assert coco_mask.area(annotation["segmentation"]) == annotation["area"] > 0
-        assert coco_mask.toBbox(annotation["segmentation"]).tolist() == annotation["bbox"]
+    assert all(set(annotation) == {"image_id", "category_id", "segmentation", "score"} for annotation in results)
+    loaded = truth.loadRes(results).anns.values()  # as COCO's own reader takes them
+    said = [int(line.split()[-2]) for line in result.stdout.splitlines() if line.endswith(" pixels")]
+    assert [a["area"] for a in loaded] == said and len(said) > 3 and min(said) > 0
+    assert all(list(a["bbox"]) == coco_mask.toBbox(a["segmentation"]).tolist() for a in loaded)
     result = run("detect", photos / "a.png", "--task", "semantic", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     with Image.open(tmp_path / "out" / "semantic" / "a.png") as picture:
