@@ -1,4 +1,5 @@
 "Segmentation: what differs from the public libraries on purpose, panoptic files and quality, and bad input."
+import io
 import json
 import shutil
 from types import SimpleNamespace
@@ -176,7 +177,7 @@ def test_older_panoptic():
     masks[0, :4], masks[1, 4:, :4], masks[2, 4:, 4:], masks[3, 0, :4] = 0.9, 0.95, 0.9, 0.95
     outputs = outputs_of(masks, [0.95, 0.9, 0.9, 0.95], [2, 1, 2, 3])
     found = PROCESSOR.post_process_panoptic(outputs, [(8, 8)], is_thing_map={1: True, 2: False, 3: True})[0]
-    ids = rgb_to_id(np.asarray(Image.open(__import__("io").BytesIO(found["png_string"]))))
+    ids = rgb_to_id(np.asarray(Image.open(io.BytesIO(found["png_string"]))))
     assert sum(s["area"] for s in found["segments_info"]) == 64 == ids.size
     assert all((ids == s["id"]).sum() == s["area"] > 4 for s in found["segments_info"])
     with pytest.raises(ValueError, match=r"does not say what \[1, 2, 3\] are"):
