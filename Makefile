@@ -13,8 +13,7 @@ lab: .venv/course
 	$(BIN)/jupyter lab nbs
 
 weights: .venv/installed  ## train the embedded model again from nothing; goes on where it was interrupted
-	$(BIN)/python -c "from detr_nb.evaluation import format_tables; from detr_nb.training import make_weights; \
-	print(format_tables(make_weights('runs/scenes', 'detr_nb/assets/scenes')))"
+	$(BIN)/python tools/make_weights.py
 
 export: .venv/dev  ## notebooks → library and README; every call of nbdev is here
 	$(BIN)/nbdev_export

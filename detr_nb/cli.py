@@ -287,14 +287,15 @@ def open_split(
         return CocoPanoptic(data / name, next((f for f in folders if f.is_dir()), folders[0]), truth)
     raise FileNotFoundError(f"{data / 'annotations'}: no {kind}_{split}.json and no {kind}_{split}2017.json")
 
-# %% ../nbs/25_cli.ipynb #44eb37e3
+# %% ../nbs/25_cli.ipynb #cd50b8ff
 def start_training(model: str | None, dataset, preset: str, backbone: str, pretrained: bool, masks: bool, frozen: bool):
     "A model for the categories of a dataset, from a checkpoint or from a backbone, and its processor."
     from detr_nb.config import DetrConfig
     from detr_nb.detector import DetrForObjectDetection
     from detr_nb.mask_head import DetrForSegmentation
     from detr_nb.processor import DetrImageProcessor
-    from detr_nb.training import coco_config, scenes_config, scenes_processor
+    from detr_nb.pretraining import scenes_config, scenes_processor
+    from detr_nb.training import coco_config
     cls = DetrForSegmentation if masks else DetrForObjectDetection
     names = {i: dataset.id2label.get(i, "N/A") for i in range(max(dataset.id2label) + 1)}
     if model:

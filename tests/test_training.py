@@ -11,7 +11,8 @@ import torch
 
 from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection
 from detr_nb.config import ASSETS
-from detr_nb.training import RECIPES, Batches, Draws, Recipe, embedded_start, read_log, save_atomically, scenes_config, scenes_processor, train
+from detr_nb.pretraining import embedded_start, scenes_config, scenes_processor
+from detr_nb.training import RECIPES, Batches, Draws, Recipe, read_log, save_atomically, train
 
 
 def tiny(seed=0, **changes):
@@ -135,7 +136,8 @@ TWO = """
     from test_training import SHORT, tiny
     from dataclasses import replace
     from detr_nb import SceneDetection
-    from detr_nb.training import scenes_processor, train
+    from detr_nb.pretraining import scenes_processor
+    from detr_nb.training import train
     train(tiny(), SceneDetection(24, seed=6), {out!r}, replace(SHORT, query_groups=1), scenes_processor(), val=SceneDetection(5, seed=7, split="val"))
 """
 
@@ -244,7 +246,7 @@ def test_gradient_is_clipped(monkeypatch, tmp_path):
 
 
 def test_crop_cuts_boxes_and_areas():
-    from detr_nb.processor import crop
+    from detr_nb.data import crop
     target = {
         "boxes": torch.tensor([[10.0, 10, 50, 50], [70, 70, 90, 90]]), "class_labels": torch.tensor([1, 2]),
         "iscrowd": torch.zeros(2, dtype=torch.int64), "area": torch.tensor([5.0, 5]),
