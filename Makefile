@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test lab weights export chapters bench lint clean
+.PHONY: demo test lab course weights export chapters bench lint clean
 
 demo: .venv/installed
 	$(BIN)/detr-nb demo
@@ -11,6 +11,10 @@ test: .venv/dev  ## every chapter in a real kernel, and all tests; one thread ea
 
 lab: .venv/course
 	$(BIN)/jupyter lab nbs
+
+course: .venv/dev  ## the classroom: sources and release from the chapters, then graded for four made-up students
+	$(BIN)/python tools/course.py generate
+	$(BIN)/python tools/course.py check
 
 weights: .venv/installed  ## train the embedded model again from nothing; goes on where it was interrupted
 	$(BIN)/python tools/make_weights.py

@@ -33,8 +33,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="folder for the results")
 # %% auto #0
 __all__ = ['app', 'data_app', 'TaskOption', 'Model', 'Out', 'Task', 'load', 'detect_pictures', 'draw_detections',
            'segment_pictures', 'stuff_ids', 'draw_segments', 'write_segments', 'demo', 'find_pictures', 'open_picture',
-           'drawing_names', 'say', 'detect', 'open_split', 'start_training', 'stuff_of', 'train_command',
-           'eval_command', 'scenes', 'main']
+           'drawing_names', 'say', 'detect', 'train_command', 'eval_command', 'scenes', 'main']
 
 # %% ../nbs/25_cli.ipynb #2b79e055
 def load(model: str, task: Task = Task.detection):
@@ -142,7 +141,7 @@ def write_segments(
     else: Image.fromarray(found["segmentation"].numpy().astype(np.uint16 if int(found["segmentation"].max()) > 255 else np.uint8)).save(path)
     return [{"file_name": path.name, "segments_info": segments}]
 
-# %% ../nbs/25_cli.ipynb #5338df2f
+# %% ../nbs/25_cli.ipynb #1172a4fe
 @app.command()
 def demo(
     out: Out = Path("demo"),
@@ -159,6 +158,7 @@ def demo(
 
     from detr_nb.data import SceneDetection
     from detr_nb.evaluation import evaluate, evaluate_panoptic, format_qualities, format_tables
+    from detr_nb.own_data import open_split
     from detr_nb.scenes import draw_scene, make_scenes, write_json
     from detr_nb.visualization import grid
     model, processor = load("scenes", Task.panoptic)
@@ -269,51 +269,7 @@ def detect(
         write_json({"images": images, "annotations": annotations, "categories": categories}, out / f"{task.value}.json")
     if failed: raise typer.Exit(1)
 
-# %% ../nbs/25_cli.ipynb #ca19b64c
-def open_split(
-    data: Path,
-    split: str,
-    panoptic: bool = False,  # segments, from `annotations/panoptic_*.json` and the PNGs in `panoptic_{split}/` (or `annotations/panoptic_{split}/`)
-):
-    "A split of a COCO folder: pictures in `{split}/` or `{split}2017/`, truth in `annotations/instances_*.json`."
-    from detr_nb.data import CocoDetection
-    from detr_nb.panoptic import CocoPanoptic
-    kind = "panoptic" if panoptic else "instances"
-    for name in (split, f"{split}2017"):
-        truth = data / "annotations" / f"{kind}_{name}.json"
-        if not truth.is_file(): continue
-        if not panoptic: return CocoDetection(data / name, truth)
-        folders = data / f"panoptic_{name}", data / "annotations" / f"panoptic_{name}"
-        return CocoPanoptic(data / name, next((f for f in folders if f.is_dir()), folders[0]), truth)
-    raise FileNotFoundError(f"{data / 'annotations'}: no {kind}_{split}.json and no {kind}_{split}2017.json")
-
-# %% ../nbs/25_cli.ipynb #cd50b8ff
-def start_training(model: str | None, dataset, preset: str, backbone: str, pretrained: bool, masks: bool, frozen: bool):
-    "A model for the categories of a dataset, from a checkpoint or from a backbone, and its processor."
-    from detr_nb.config import DetrConfig
-    from detr_nb.detector import DetrForObjectDetection
-    from detr_nb.mask_head import DetrForSegmentation
-    from detr_nb.processor import DetrImageProcessor
-    from detr_nb.pretraining import scenes_config, scenes_processor
-    from detr_nb.training import coco_config
-    cls = DetrForSegmentation if masks else DetrForObjectDetection
-    names = {i: dataset.id2label.get(i, "N/A") for i in range(max(dataset.id2label) + 1)}
-    if model:
-        known = DetrConfig.from_pretrained(model)
-        learning = dict(auxiliary_loss=True, attention_dropout=0.1, activation_dropout=0.1) if preset == "coco" else {}
-        if frozen: learning |= {} if known.stuff_ids is not None else {"stuff_ids": stuff_of(dataset)}  # its classes are what they are
-        else: learning |= {"id2label": names, "stuff_ids": stuff_of(dataset), "ignore_mismatched_sizes": known.num_labels != len(names)}
-        return cls.from_pretrained(model, **learning), DetrImageProcessor.from_pretrained(model)
-    settings = dict(use_pretrained_backbone=pretrained, id2label=names, stuff_ids=stuff_of(dataset))
-    if preset == "scenes": return cls(scenes_config(**settings)), scenes_processor()
-    return cls(coco_config(backbone=backbone, **settings)), DetrImageProcessor()
-
-def stuff_of(dataset) -> list[int] | None:
-    "Ids of the stuff categories, where the data tells things from stuff."
-    categories = dataset.data["categories"] if hasattr(dataset, "data") else dataset.coco.dataset["categories"]
-    return [c["id"] for c in categories if not c["isthing"]] if all("isthing" in c for c in categories) else None
-
-# %% ../nbs/25_cli.ipynb #357d42ce
+# %% ../nbs/25_cli.ipynb #379d782e
 @app.command(name="train")
 def train_command(
     data: Annotated[Path, typer.Option(help="COCO folder with a train split, and a val split to watch")],
@@ -334,6 +290,7 @@ def train_command(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")] = False,
 ):
     "Train a detector, or masks, on a COCO folder. Run it under `torchrun` or `accelerate launch` for several processes."
+    from detr_nb.own_data import open_split, start_training
     from detr_nb.training import RECIPES, train
     presets = [name for name in RECIPES if not name.endswith("masks")]
     if preset not in presets: raise typer.BadParameter(f"{preset!r}: want one of {', '.join(presets)}", param_hint="--preset")
@@ -351,11 +308,11 @@ def train_command(
     except FileNotFoundError:
         val = None
         typer.echo(f"{data} has no val split: training goes unwatched", err=True)
-    network, processor = start_training(frozen_detector or model, dataset, preset, backbone, pretrained, masks, bool(frozen_detector))
+    network, processor = start_training(dataset, frozen_detector or model, preset, backbone, pretrained, masks, bool(frozen_detector))
     if frozen_detector: network.freeze_detector()
     typer.echo(f"trained model: {train(network, dataset, out, recipe, processor, val, resume, workers)}")
 
-# %% ../nbs/25_cli.ipynb #545c66de
+# %% ../nbs/25_cli.ipynb #25a18477
 @app.command(name="eval")
 def eval_command(
     data: Annotated[Path, typer.Option(help="COCO folder")],
@@ -368,6 +325,7 @@ def eval_command(
 ):
     "COCO's numbers of a model on a split: for all classes and, where the data tells them apart, for things (and stuff)."
     from detr_nb.evaluation import evaluate, evaluate_panoptic, format_qualities, format_tables
+    from detr_nb.own_data import open_split
     from detr_nb.scenes import write_json
     from detr_nb.training import check_categories
     if task is Task.semantic: raise typer.BadParameter("semantic maps have no COCO number; want detection, instance or panoptic", param_hint="--task")

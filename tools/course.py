@@ -1,0 +1,279 @@
+"""The chapters' exercises as a course for nbgrader: `python tools/course.py [generate | check]`.
+
+`generate` writes `course/source` and `course/release`; `check` does what a teacher and three made-up students would do with
+them, and prints the marks. One truth: card, answer and check are those of the chapter, the answer's body taken out.
+"""
+import ast
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).parent.parent
+COURSE = ROOT / "course"
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+
+
+@dataclass
+class Exercise:
+    "One card of a chapter with all that belongs to it."
+    chapter: str      # 01_boxes
+    card: str         # markdown
+    answer: str       # name of a function or a class, or Class.method: what the student writes
+    given: list[str]  # names of the chapter's definitions that the student gets
+    solution: str     # code of the answer
+    check: str        # code that passes with the right answer, and with no wrong one
+
+    @property
+    def name(self) -> str:
+        return self.answer.split(".")[0]
+
+    @property
+    def points(self) -> int:
+        return self.card.split("difficulty ")[1].split(" ")[0].count("●")
+
+
+def code_of(notebook) -> list[str]:
+    "The chapter's code cells, the exercises' own apart."
+    cells = [c for c in notebook.cells if c.cell_type == "code" and not {"solution", "check"} & set(c.metadata.get("tags", []))]
+    return [cell.source for cell in cells]
+
+
+def imports_of(codes: list[str]) -> dict[str, str]:
+    "Every name that the chapter imports, and the statement for it."
+    result = {}
+    for statement in (s for code in codes for s in ast.parse(code).body if isinstance(s, (ast.Import, ast.ImportFrom))):
+        for alias in statement.names:
+            one = copy.copy(statement)
+            one.names = [alias]
+            result[(alias.asname or alias.name).split(".")[0]] = ast.unparse(one)
+    return result
+
+
+def definition(name: str, codes: list[str], chapter: str) -> str:
+    "The source of a function, class or constant of the chapter."
+    for code in codes:
+        for node in ast.parse(code).body:
+            names = [node.name] if hasattr(node, "name") else [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]
+            if name in names:
+                first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+                return "\n".join(code.splitlines()[first - 1 : node.end_lineno])
+    raise ValueError(f"{chapter}: no definition of {name!r}, which an exercise names")
+
+
+def read_chapter(path: Path) -> tuple[list[Exercise], list[str], dict[str, str]]:
+    "A chapter's exercises, its open questions, and the definitions that are given to students."
+    notebook = nbformat.read(path, as_version=4)
+    codes, exercises, questions, given = code_of(notebook), [], [], {}
+    solution = None
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "exercise" in tags:
+            card, solution = cell.source, None
+            answer, needs = next(t[7:] for t in tags if t.startswith("answer:")), [t[6:] for t in tags if t.startswith("given:")]
+            given |= {name: definition(name, codes, path.stem) for name in needs}
+        elif "solution" in tags:
+            solution = cell.source
+        elif "check" in tags:
+            solution = solution or definition(answer.split(".")[0], codes, path.stem)
+            exercises.append(Exercise(path.stem, card, answer, needs, solution, cell.source))
+        elif "question" in tags:
+            questions.append(cell.source)
+    return exercises, questions, given
+
+
+def without_body(exercise: Exercise) -> str:
+    "The answer with its body marked, so that nbgrader takes it out: signature and docstring stay."
+    lines, method = exercise.solution.splitlines(), exercise.answer.split(".")[1:]
+    node = next(n for n in ast.parse(exercise.solution).body if getattr(n, "name", None) == exercise.name)
+    for name in method:
+        node = next(n for n in node.body if getattr(n, "name", None) == name)
+    body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    first, last, indent = body[0].lineno, body[-1].end_lineno, " " * body[0].col_offset
+    return "\n".join([*lines[: first - 1], indent + BEGIN, *lines[first - 1 : last], indent + END, *lines[last:]])
+
+
+def setup_code(path: Path) -> str:
+    "The imports and definitions that a chapter's exercises need."
+    exercises, _, given = read_chapter(path)
+    codes = code_of(nbformat.read(path, as_version=4))
+    text = "\n".join([*given.values(), *(e.solution + "\n" + e.check for e in exercises)])
+    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    lines = [line for name, line in imports_of(codes).items() if name in used]
+    return "\n".join(["from __future__ import annotations\n", *sorted(set(lines)), *("\n" + code for code in given.values())])
+
+
+def guard(exercise: Exercise) -> str:
+    "The first lines of a check in class: the answer is the student's own."
+    module = "detr_nb." + exercise.chapter.split("_", 1)[1]
+    return f"""import sys
+assert "{module}" not in sys.modules, "write it yourself: {module} holds the answer"
+assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: write it yourself\""""
+
+
+def source_notebook(path: Path):
+    "The teacher's notebook of a chapter: setup, then card, answer and locked check of each exercise, then the open questions."
+    exercises, questions, _ = read_chapter(path)
+    title = path.stem.split("_", 1)[1].replace("_", " ").capitalize()
+    text = f"The chapter `nbs/{path.name}` explains what is asked here. Run the cells from top to bottom; a check that raises no error is passed."
+    cells = [new_markdown_cell(f"# {title}: exercises\n\n{text}")]
+    cells.append(graded(new_code_cell(setup_code(path)), "setup"))
+    for exercise in exercises:
+        card = exercise.card.split("\n\nThe worked answer is ")[0]
+        cells.append(new_markdown_cell(card))
+        cells.append(graded(new_code_cell(without_body(exercise)), exercise.name, solution=True))
+        cells.append(graded(new_code_cell(guard(exercise) + "\n\n" + exercise.check), f"{exercise.name}_check", points=exercise.points))
+    for k, question in enumerate(questions):
+        text, scheme = question.split("<details><summary>Mark scheme</summary>")
+        cells.append(new_markdown_cell(text.strip()))
+        cells.append(graded(new_markdown_cell("Mark scheme:" + scheme.replace("</details>", "").rstrip()), f"question_{k + 1}", solution=True, points=3))
+    for k, cell in enumerate(cells):
+        cell["id"] = f"cell{k:02d}"
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return new_notebook(cells=cells, metadata={"kernelspec": kernel})
+
+
+def graded(cell, grade_id: str, solution: bool = False, points: int | None = None):
+    "The cell with what nbgrader wants to know of it. What is not the student's is locked."
+    cell.metadata["nbgrader"] = {
+        "grade": points is not None, "grade_id": grade_id, "locked": not solution, "schema_version": 3, "solution": solution, "task": False,
+    } | ({} if points is None else {"points": points})
+    return cell
+
+
+def chapters() -> list[Path]:
+    "Those with exercises."
+    paths = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    return [path for path in paths if any("exercise" in c.metadata.get("tags", []) for c in nbformat.read(path, as_version=4).cells)]
+
+
+def grader(folder: Path):
+    "nbgrader on a course folder, with the settings that ours has."
+    from nbgrader.apps import NbGraderAPI
+    from traitlets.config import Config
+    config = Config()
+    config.CourseDirectory.root = str(folder)
+    config.CourseDirectory.course_id = "detr"
+    config.ExecutePreprocessor.timeout = 120
+    return NbGraderAPI(config=config)
+
+
+def answered(result: dict, what: str) -> None:
+    "`RuntimeError` with nbgrader's own words where a step of it failed."
+    if not result["success"]:
+        raise RuntimeError(f"{what}: nbgrader failed\n{result.get('error', '')}\n{result.get('log', '')}")
+
+
+def release(folder: Path, progress=lambda names: names) -> None:
+    "`source` → `release`, by nbgrader."
+    api = grader(folder)
+    for name in progress([path.stem for path in chapters()]):
+        answered(api.generate_assignment(name, force=True), f"release of {name}")
+
+
+def generate() -> None:
+    "Write `course/source` and `course/release`."
+    from tqdm.auto import tqdm
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for path in chapters():
+            (folder / "source" / path.stem).mkdir(parents=True)
+            nbformat.write(source_notebook(path), folder / "source" / path.stem / path.name)
+        release(folder, lambda names: tqdm(names, desc="release", leave=False))
+        for part in ("source", "release"):
+            shutil.rmtree(COURSE / part, ignore_errors=True)
+            shutil.copytree(folder / part, COURSE / part)
+
+
+def submit(path: Path, student: str, folder: Path) -> None:
+    "A made-up student's notebook: `correct` has every answer, `blank` none, `importer` takes them from detr_nb, `wrapper` hides that."
+    exercises, _, _ = read_chapter(path)
+    answers = {e.name: e for e in exercises}
+    module = "detr_nb." + path.stem.split("_", 1)[1]
+    notebook = nbformat.read(COURSE / "release" / path.stem / path.name, as_version=4)
+    for cell in notebook.cells:
+        name = cell.metadata.get("nbgrader", {}).get("grade_id")
+        if name not in answers or student == "blank":
+            continue
+        if student == "correct":
+            cell.source = answers[name].solution
+        elif student == "importer":
+            cell.source = f"from {module} import {name}"
+        else:
+            cell.source = f"import {module} as m\n\n\ndef {name}(*values, **named):\n    return m.{name}(*values, **named)"
+    target = folder / "submitted" / student / path.stem
+    target.mkdir(parents=True)
+    nbformat.write(notebook, target / path.name)
+
+
+def validated(path: Path) -> str:
+    "What `nbgrader validate` prints of a notebook. Its exit code is 0 even where a check fails."
+    command = [sys.executable, "-m", "nbgrader", "validate", "--ExecutePreprocessor.timeout=120", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def marks(folder: Path, student: str, name: str) -> tuple[float, float]:
+    "Marks of the machine-graded cells, and how many there are to have."
+    from nbgrader.api import Gradebook
+    with Gradebook(f"sqlite:///{folder / 'gradebook.db'}") as gradebook:
+        grades = [g for g in gradebook.find_submission(name, student).notebooks[0].grades if g.cell_type == "code"]
+        return sum(g.auto_score or 0 for g in grades), sum(g.max_score for g in grades)
+
+
+STUDENTS = "correct", "blank", "importer", "wrapper"
+
+
+def check_assignment(path: Path, folder: Path) -> dict[str, tuple[float, float]]:
+    "Everything that a teacher does with one assignment, in a course of its own; each student's marks."
+    count = sum(len(part) for part in read_chapter(path)[:2])  # an open question that is not answered counts too
+    said = validated(COURSE / "source" / path.stem / path.name)
+    if not said.startswith("Success"):
+        raise RuntimeError(f"course/source/{path.name}: nbgrader validate does not say Success:\n{said}")
+    said = validated(COURSE / "release" / path.stem / path.name)
+    if not said.startswith(f"VALIDATION FAILED ON {count} CELL(S)"):
+        raise RuntimeError(f"course/release/{path.name}: all {count} exercises and questions should fail, nbgrader says:\n{said}")
+    shutil.copytree(COURSE / "source" / path.stem, folder / "source" / path.stem)
+    api = grader(folder)
+    answered(api.generate_assignment(path.stem, force=True), f"release of {path.stem}")
+    for student in STUDENTS:
+        submit(path, student, folder)
+        answered(api.autograde(path.stem, student), f"grading of {student}'s {path.stem}")
+    answered(api.generate_feedback(path.stem, "correct"), f"feedback on {path.stem}")
+    return {student: marks(folder, student, path.stem) for student in STUDENTS}
+
+
+def quiet() -> None:
+    "Kernels and nbgrader talk much on stderr; what fails is raised."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def check() -> int:
+    "Validate, release, grade and give feedback for every assignment; print the marks. 1 if a made-up student has the wrong ones."
+    from concurrent.futures import ProcessPoolExecutor
+
+    from tqdm.auto import tqdm
+    wrong = 0
+    with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(3, initializer=quiet) as pool:
+        folders = [Path(temporary) / path.stem for path in chapters()]
+        for folder in folders:
+            folder.mkdir()
+        results = pool.map(check_assignment, chapters(), folders)
+        print(f"{'':20s}" + "".join(f"{student:>12s}" for student in STUDENTS))
+        for path, result in zip(chapters(), tqdm(results, total=len(folders), desc="assignments", leave=False), strict=True):
+            wanted = [result["correct"][1], 0, 0, 0]
+            wrong += [score for score, _ in result.values()] != wanted
+            print(f"{path.stem:20s}" + "".join(f"{score:6g} of {most:<2g}" for score, most in result.values()), flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in (["generate"], ["check"]):
+        raise SystemExit(__doc__)
+    raise SystemExit(generate() if sys.argv[1] == "generate" else check())
