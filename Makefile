@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test lab course weights export chapters bench lint clean
+.PHONY: demo test lab course weights export chapters docs browser bench lint clean
 
 demo: .venv/installed
 	$(BIN)/detr-nb demo
@@ -27,6 +27,12 @@ export: .venv/dev  ## notebooks → library and README; every call of nbdev is h
 chapters: .venv/dev  ## run every chapter and keep its outputs
 	$(BIN)/python tools/run_chapters.py
 
+docs: .venv/docs  ## the website, in _docs/site
+	$(BIN)/python tools/make_docs.py
+
+browser: docs  ## every link of the website, every page in Chromium
+	$(BIN)/python -m pytest browser -v
+
 bench: .venv/dev  ## ratios against transformers
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py
 
@@ -49,5 +55,9 @@ lint: .venv/dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+.venv/docs: .venv/dev
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv build dist demo runs *.egg-info
+	rm -rf .venv build _docs dist demo runs *.egg-info
