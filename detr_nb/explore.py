@@ -208,14 +208,14 @@ def as_html(figure: Figure) -> str:
 # %% ../nbs/21_explore.ipynb #f6226f8c
 def explore(
     draw: Callable[..., Figure],  # takes the sliders' values by name; its figure's label says what is seen
-    **ranges: tuple,              # a slider each: least, value at the start, most; whole numbers or fractions
+    **ranges: tuple,              # a slider each: least, value at the start, most; whole numbers, or fractions in steps of 0.05
 ):
     "Sliders over a picture that follows them: an ipywidgets box."
     import ipywidgets as widgets
     sliders, picture = {}, widgets.HTML()
     for name, (least, start, most) in ranges.items():
         whole = all(isinstance(value, int) for value in (least, start, most))
-        kind, step = (widgets.IntSlider, 1) if whole else (widgets.FloatSlider, (most - least) / 100)
+        kind, step = (widgets.IntSlider, 1) if whole else (widgets.FloatSlider, 0.05)
         sliders[name] = kind(min=least, value=start, max=most, step=step, description=name, layout={"width": "32em"})
     def redraw(_=None): picture.value = as_html(draw(**{name: slider.value for name, slider in sliders.items()}))
     for slider in sliders.values(): slider.observe(redraw, "value")
@@ -353,7 +353,8 @@ def losses(
 
 # %% ../nbs/21_explore.ipynb #4b125032
 def show_costs(ax, cost: Tensor, matched: Mapping[int, int], query: int, names: Sequence[str]) -> None:
-    "The cost matrix, its matching as rings, and one row marked."
+    "The cost matrix, its matching as rings, and one row marked; nothing where there is no target."
+    if not len(names): return
     ax.imshow(cost.numpy(), cmap="viridis", aspect="auto")
     ax.scatter(list(matched.values()), list(matched), s=28, facecolors="none", edgecolors="#D55E00", linewidths=1.6)
     ax.axhspan(query - 0.5, query + 0.5, fill=False, edgecolor="white", lw=1.4)

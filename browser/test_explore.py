@@ -1,0 +1,143 @@
+"""The chapter Explore in a real browser: JupyterLab, headless Chromium, every slider moved once by keyboard.
+
+Screenshots go to `build/browser/`. `pytest browser`; wants jupyterlab, ipywidgets, playwright, and Debian's `chromium`.
+"""
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+ROOT = Path(__file__).parent.parent
+SHOTS = ROOT / "build" / "browser"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+WIDGETS = {  # of the chapter, in order: their sliders
+    "query": ["query", "layer"], "pixel": ["x", "y"], "matching": ["query", "right", "down", "size"],
+    "training": ["moment", "query", "picture"], "threshold": ["threshold"],
+}
+SETTINGS = {  # every cell stays in the page; nothing is fetched from elsewhere
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+
+SESSION = "window.jupyterapp.shell.currentWidget?.sessionContext"  # before it is ready, running a cell asks for a kernel
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "The address of a JupyterLab of its own, with a copy of the chapter without outputs."
+    home = tmp_path_factory.mktemp("lab")
+    notebook = json.loads((ROOT / "nbs" / "21_explore.ipynb").read_text())
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = []
+    (home / "work").mkdir()
+    (home / "work" / "21_explore.ipynb").write_text(json.dumps(notebook))
+    (home / "settings").mkdir()
+    (home / "settings" / "overrides.json").write_text(json.dumps(SETTINGS))
+    folders = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    environment = os.environ | folders | {
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "user"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "IPYTHONDIR": str(home / "ipython"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])), "OMP_NUM_THREADS": "1",
+    }
+    port = free_port()
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", f"--notebook-dir={home / 'work'}",
+        "--IdentityProvider.token=", "--ServerApp.password=", f"--LabApp.app_settings_dir={home / 'settings'}", "--expose-app-in-browser",
+        "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly",
+    ]
+    with open(home / "log.txt", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=1).read()
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise RuntimeError((home / "log.txt").read_text()) from None
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def page(lab):
+    "The chapter, run from top to bottom, and what the console said."
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path")
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.said, page.abroad = [], []
+        page.on("console", lambda m: page.said.append(f"{m.text} ({m.location.get('url', '')})") if m.type == "error" else None)
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("request", lambda r: page.abroad.append(r.url) if not r.url.startswith((lab, "data:", "blob:", lab.replace("http", "ws"))) else None)
+        page.goto(f"{lab}/lab/tree/21_explore.ipynb")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+        page.wait_for_function(f"{SESSION}?.session?.kernel?.connectionStatus === 'connected' && {SESSION}.isReady", timeout=60_000)
+        page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_function(f"document.querySelectorAll('.jp-OutputArea .widget-html img').length === {len(WIDGETS)}", timeout=120_000)
+        page.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'", timeout=60_000)
+        yield page
+        browser.close()
+
+
+def boxes(page):
+    "The widgets of the chapter, each with sliders and a picture."
+    return page.locator(".jp-OutputArea-output .widget-vbox:has(.widget-html img)")
+
+
+def test_every_cell_ran(page):
+    assert boxes(page).count() == len(WIDGETS)
+    assert page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+    assert page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]').count() == 0
+    page.locator(".jp-Notebook").first.screenshot(path=SHOTS / "explore.png")
+
+
+@pytest.mark.parametrize("number, name", list(enumerate(WIDGETS)), ids=list(WIDGETS))
+def test_sliders(page, number, name):
+    box = boxes(page).nth(number)
+    box.scroll_into_view_if_needed()
+    assert [label.strip() for label in box.locator(".widget-slider .widget-label").all_inner_texts()] == WIDGETS[name]
+    box.screenshot(path=SHOTS / f"explore_{name}_0.png")
+    image = box.locator("img")
+    for i, slider in enumerate(WIDGETS[name]):
+        before = image.get_attribute("src"), image.get_attribute("alt"), box.locator(".widget-readout").nth(i).inner_text()
+        handle = box.locator(".noUi-handle").nth(i)
+        handle.focus()
+        at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
+        page.keyboard.press("ArrowLeft" if at_the_end else "ArrowRight")
+        for attribute, old in zip(("src", "alt"), before):
+            playwright.expect(image, f"{attribute} after {slider}").not_to_have_attribute(attribute, re.compile("^" + re.escape(old) + "$"), timeout=20_000)
+        assert box.locator(".widget-readout").nth(i).inner_text() != before[2]
+        assert handle.evaluate("node => node === document.activeElement"), f"{slider} lost the focus"
+        assert image.evaluate("image => image.complete && image.naturalWidth > 200")
+    box.screenshot(path=SHOTS / f"explore_{name}_1.png")
+
+
+def test_console_is_quiet(page):
+    assert page.said == []
+
+
+def test_nothing_is_fetched_from_elsewhere(page):
+    assert page.abroad == []
