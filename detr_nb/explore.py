@@ -278,17 +278,18 @@ def draw_query(
     check_range("query", query, len(seen.logits))
     check_range("layer", layer, len(seen.cross))
     figure, (place, tiles, classes, row) = panels((0.1, 2.3), (2.5, 4.7), (5.6, 6.9), (7.8, 9.1))
-    box, (scores, labels) = seen.corners(seen.boxes[query]), seen.best()
-    name, weights = called(labels[query], seen.config), seen.cross[layer, :, query].mean(0)
+    box, probabilities = seen.corners(seen.boxes[query]), seen.logits[query].softmax(-1).numpy()
+    said, weights = int(probabilities.argmax()), seen.cross[layer, :, query].mean(0)
     show_heat(seen.spread(weights), seen.image, ax=place)
     entitle(place, f"query {query} in layer {layer}: mean of heads")
-    outline(place, box, class_colour(int(labels[query])))
+    outline(place, box, class_colour(int(probabilities[:-1].argmax())))
     show_heat(mosaic(seen.cross[:, :, query]), ax=tiles)
     entitle(tiles, "each layer (row) and head (column)")
-    class_bars(classes, seen.logits[query].softmax(-1).numpy(), seen.config)
+    class_bars(classes, probabilities, seen.config)
     costs_in_words = cost_bars(row, seen, query)
     figure.set_label(
-        f"Query {query} says {name} with probability {scores[query]:.2f}, in a box from ({box[0]:.0f}, {box[1]:.0f}) to ({box[2]:.0f}, {box[3]:.0f}). "
+        f"Query {query} says {called(said, seen.config)} with probability {probabilities[said]:.2f}, "
+        f"in a box from ({box[0]:.0f}, {box[1]:.0f}) to ({box[2]:.0f}, {box[3]:.0f}). "
         f"In layer {layer}, {share_inside(seen, weights, box):.0%} of its attention lies within one cell of that box." + costs_in_words
     )
     return figure
