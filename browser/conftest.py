@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "_docs" / "site"
 NAMES = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 
 
 def pytest_configure(config):

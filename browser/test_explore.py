@@ -5,7 +5,6 @@ Screenshots go to `build/browser/`. `pytest browser`; wants jupyterlab, ipywidge
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -14,12 +13,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
-playwright = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).parent.parent
 SHOTS = ROOT / "build" / "browser"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 WIDGETS = {  # of the chapter, in order: their sliders
     "query": ["query", "layer"], "pixel": ["x", "y"], "matching": ["query", "right", "down", "size"],
     "training": ["moment", "query", "picture"], "threshold": ["threshold"],
@@ -80,26 +77,22 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(lab):
+def page(lab, browser):
     "The chapter, run from top to bottom, and what the console said."
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the path")
     SHOTS.mkdir(parents=True, exist_ok=True)
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.said, page.abroad = [], []
-        page.on("console", lambda m: page.said.append(f"{m.text} ({m.location.get('url', '')})") if m.type == "error" else None)
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("request", lambda r: page.abroad.append(r.url) if not r.url.startswith((lab, "data:", "blob:", lab.replace("http", "ws"))) else None)
-        page.goto(f"{lab}/lab/tree/21_explore.ipynb")
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-        page.wait_for_function(f"{SESSION}?.session?.kernel?.connectionStatus === 'connected' && {SESSION}.isReady", timeout=60_000)
-        page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait_for_function(f"document.querySelectorAll('.jp-OutputArea .widget-html img').length === {len(WIDGETS)}", timeout=120_000)
-        page.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'", timeout=60_000)
-        yield page
-        browser.close()
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.said, page.abroad = [], []
+    page.on("console", lambda m: page.said.append(f"{m.text} ({m.location.get('url', '')})") if m.type == "error" else None)
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("request", lambda r: page.abroad.append(r.url) if not r.url.startswith((lab, "data:", "blob:", lab.replace("http", "ws"))) else None)
+    page.goto(f"{lab}/lab/tree/21_explore.ipynb")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+    page.wait_for_function(f"{SESSION}?.session?.kernel?.connectionStatus === 'connected' && {SESSION}.isReady", timeout=60_000)
+    page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_function(f"document.querySelectorAll('.jp-OutputArea .widget-html img').length === {len(WIDGETS)}", timeout=120_000)
+    page.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'", timeout=60_000)
+    yield page
+    page.close()
 
 
 def boxes(page):
@@ -137,7 +130,7 @@ def test_sliders(page, number, name):
         at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
         page.keyboard.press("ArrowLeft" if at_the_end else "ArrowRight")
         for attribute, old in zip(("src", "alt"), before):
-            playwright.expect(image, f"{attribute} after {slider}").not_to_have_attribute(attribute, re.compile("^" + re.escape(old) + "$"), timeout=20_000)
+            expect(image, f"{attribute} after {slider}").not_to_have_attribute(attribute, re.compile("^" + re.escape(old) + "$"), timeout=20_000)
         assert box.locator(".widget-readout").nth(i).inner_text() != before[2]
         assert handle.evaluate("node => node === document.activeElement"), f"{slider} lost the focus"
         assert image.evaluate("image => image.complete && image.naturalWidth > 200")

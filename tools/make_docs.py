@@ -62,7 +62,8 @@ def output_lines(output: dict, picture: Path, code: str, before: str) -> list[st
     if "image/png" in data:
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(base64.b64decode(data["image/png"]))
-        return [f"```{{image}} images/{picture.name}", f":alt: {json.dumps(alternative(code, before), ensure_ascii=False)}", "```", ""]
+        words = output.get("metadata", {}).get("image/png", {}).get("alt") or alternative(code, before)
+        return [f"```{{image}} images/{picture.name}", f":alt: {json.dumps(words, ensure_ascii=False)}", "```", ""]
     text = output.get("text", data.get("text/plain"))
     if text is None: raise ValueError(f"output of the kind {output['output_type']!r} with {sorted(data)}: want image/png or text/plain")
     return block("text", "".join(text), ":class: output")
