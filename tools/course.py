@@ -155,7 +155,8 @@ def chapters() -> list[Path]:
 
 
 def grader(folder: Path):
-    "nbgrader on a course folder, with the settings that ours has."
+    "nbgrader on a course folder, with the settings that ours has. It calls a program that lies beside this Python."
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     from nbgrader.apps import NbGraderAPI
     from traitlets.config import Config
     config = Config()

@@ -1,10 +1,37 @@
-"README.md from nbs/index.ipynb: prose, code, and its figures as files beside the notebooks."
+"README.md from nbs/index.ipynb: prose, code, and its figures as files beside the notebooks; a small picture of every chapter."
 import base64
+import io
+import re
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+FIGURES = {  # chapter → which of its figures stands for it in the table
+    "00_start": 4, "01_boxes": 1, "02_visualization": 2, "03_scenes": 4, "04_data": 3, "05_backbone": 2, "06_position": 2, "07_transformer": 1,
+    "08_matcher": 3, "09_mask_losses": 1, "10_losses": 1, "11_config": 0, "12_checkpoints": 0, "13_detector": 1, "14_mask_head": 2, "15_panoptic": 3,
+    "16_post_processing": 5, "17_processor": 1, "18_evaluation": 1, "19_pretraining": 3, "20_training": 4, "21_explore": 2, "22_own_data": 1, "25_cli": 1,
+}
+
+
+def figures_of(notebook) -> list[bytes]:
+    "A notebook's figures as PNG files."
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [base64.b64decode(data["image/png"]) for data in outputs if "image/png" in data]
+
+
+def thumbnails() -> dict[str, bytes]:
+    "A small picture of every chapter, by path. `ValueError` for a chapter that has none."
+    result = {}
+    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+        if path.stem not in FIGURES: raise ValueError(f"{path.name}: no figure named for it in FIGURES")
+        image = Image.open(io.BytesIO(figures_of(nbformat.read(path, as_version=4))[FIGURES[path.stem]])).convert("RGB")
+        image.thumbnail((280, 90))
+        file = io.BytesIO()
+        image.quantize(64).save(file, "png", optimize=True)
+        result[f"nbs/figures/{path.stem}.png"] = file.getvalue()
+    return result
 
 
 def readme() -> tuple[str, dict[str, bytes]]:
@@ -13,7 +40,8 @@ def readme() -> tuple[str, dict[str, bytes]]:
     for cell in nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4).cells:
         source = cell.source.strip()
         if cell.cell_type == "markdown":
-            parts.append(source.replace("](0", "](nbs/0").replace("](1", "](nbs/1").replace("](2", "](nbs/2"))
+            source = re.sub(r"\]\((?=[0-9]|figures/)", "](nbs/", source)
+            parts.append(source.replace("](../", "]("))
             continue
         if not source.startswith("#|"):
             parts.append(f"```python\n{source}\n```")
@@ -33,6 +61,6 @@ def readme() -> tuple[str, dict[str, bytes]]:
 if __name__ == "__main__":
     text, figures = readme()
     (ROOT / "README.md").write_text(text, encoding="utf-8")
-    for path, data in figures.items():
+    for path, data in (figures | thumbnails()).items():
         (ROOT / path).parent.mkdir(exist_ok=True)
         (ROOT / path).write_bytes(data)
