@@ -269,7 +269,7 @@ def detect(
         write_json({"images": images, "annotations": annotations, "categories": categories}, out / f"{task.value}.json")
     if failed: raise typer.Exit(1)
 
-# %% ../nbs/25_cli.ipynb #379d782e
+# %% ../nbs/25_cli.ipynb #c23af9b3
 @app.command(name="train")
 def train_command(
     data: Annotated[Path, typer.Option(help="COCO folder with a train split, and a val split to watch")],
@@ -285,7 +285,7 @@ def train_command(
     epochs: Annotated[Optional[float], typer.Option(help="length in passes over the data")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="pictures a step, over all processes")] = None,  # noqa: UP045
     lr: Annotated[Optional[float], typer.Option(help="learning rate of all but the backbone")] = None,  # noqa: UP045
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
     workers: Annotated[int, typer.Option(help="processes that prepare pictures")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")] = False,
 ):
@@ -312,14 +312,14 @@ def train_command(
     if frozen_detector: network.freeze_detector()
     typer.echo(f"trained model: {train(network, dataset, out, recipe, processor, val, resume, workers)}")
 
-# %% ../nbs/25_cli.ipynb #25a18477
+# %% ../nbs/25_cli.ipynb #42fd44f1
 @app.command(name="eval")
 def eval_command(
     data: Annotated[Path, typer.Option(help="COCO folder")],
-    split: Annotated[str, typer.Option()] = "val",
+    split: Annotated[str, typer.Option(help="which part of the folder")] = "val",
     model: Model = "scenes",
     task: TaskOption = Task.detection,
-    batch_size: Annotated[int, typer.Option()] = 16,
+    batch_size: Annotated[int, typer.Option(help="pictures at a time")] = 16,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="write the numbers here too")] = None,  # noqa: UP045
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for the segments of --task panoptic, as COCO wants them")] = Path("panoptic_eval"),
 ):
@@ -340,13 +340,13 @@ def eval_command(
         typer.echo(format_tables(tables))
     if json_file: write_json(tables, json_file)
 
-# %% ../nbs/25_cli.ipynb #7dface68
+# %% ../nbs/25_cli.ipynb #95452faa
 @data_app.command()
 def scenes(
     folder: Annotated[Path, typer.Argument(help="where the COCO folder goes")],
     train: Annotated[int, typer.Option(min=0, help="pictures to train on")] = 1000,
     val: Annotated[int, typer.Option(min=0, help="pictures to evaluate on")] = 100,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="another seed, another world")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="the bytes do not depend on it")] = 1,
 ):
     "Write scenes as a COCO folder, with detection and panoptic annotations."
