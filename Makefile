@@ -10,7 +10,7 @@ test: .venv/dev  ## every chapter in a real kernel, and all tests; one thread ea
 	$(BIN)/python -m pytest tests -n 2 --dist worksteal
 
 lab: .venv/course
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs/00_start.ipynb
 
 course: .venv/dev  ## the classroom: sources and release from the chapters, then graded for four made-up students
 	$(BIN)/python tools/course.py generate

@@ -176,6 +176,8 @@ LOSS_OF_TWO = """
     mine = {{k: v[rank : rank + 1] for k, v in outputs.items()}}
     parts = loss(mine, labels[rank : rank + 1])
     Path({out!r}, f"{{rank}}.txt").write_text(" ".join(str(parts[k].item()) for k in ("loss_ce", "loss_bbox", "loss_giou")))
+    dist.barrier()  # whoever ends first would pull the connection from under the other
+    dist.destroy_process_group()
 """
 
 
