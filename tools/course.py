@@ -110,12 +110,16 @@ def setup_code(path: Path) -> str:
     return "\n".join(["from __future__ import annotations\n", *sorted(set(lines)), *("\n" + code for code in given.values())])
 
 
-def guard(exercise: Exercise) -> str:
-    "The first lines of a check in class: the answer is the student's own."
+def class_check(exercise: Exercise) -> str:
+    """A check in class: the answer is the student's own, and passes. The last line is a word, for nbgrader takes a number
+    that a check ends with as the marks."""
     module = "detr_nb." + exercise.chapter.split("_", 1)[1]
     return f"""import sys
 assert "{module}" not in sys.modules, "write it yourself: {module} holds the answer"
-assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: write it yourself\""""
+assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: write it yourself"
+
+{exercise.check}
+"passed\""""
 
 
 def source_notebook(path: Path):
@@ -129,7 +133,7 @@ def source_notebook(path: Path):
         card = exercise.card.split("\n\nThe worked answer is ")[0]
         cells.append(new_markdown_cell(card))
         cells.append(graded(new_code_cell(without_body(exercise)), exercise.name, solution=True))
-        cells.append(graded(new_code_cell(guard(exercise) + "\n\n" + exercise.check), f"{exercise.name}_check", points=exercise.points))
+        cells.append(graded(new_code_cell(class_check(exercise)), f"{exercise.name}_check", points=exercise.points))
     for k, question in enumerate(questions):
         text, scheme = question.split("<details><summary>Mark scheme</summary>")
         cells.append(new_markdown_cell(text.strip()))
