@@ -1,6 +1,6 @@
 """The chapters' exercises as a course for nbgrader: `python tools/course.py [generate | check]`.
 
-`generate` writes `course/source` and `course/release`; `check` does what a teacher and three made-up students would do with
+`generate` writes `course/source` and `course/release`; `check` does what a teacher and four made-up students would do with
 them, and prints the marks. One truth: card, answer and check are those of the chapter, the answer's body taken out.
 """
 import ast
@@ -18,6 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).parent.parent
 COURSE = ROOT / "course"
+SECONDS = 120  # a cell of a student's may take
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 
 
@@ -166,7 +167,7 @@ def grader(folder: Path):
     config = Config()
     config.CourseDirectory.root = str(folder)
     config.CourseDirectory.course_id = "detr"
-    config.ExecutePreprocessor.timeout = 120
+    config.ExecutePreprocessor.timeout = SECONDS
     return NbGraderAPI(config=config)
 
 
@@ -176,25 +177,18 @@ def answered(result: dict, what: str) -> None:
         raise RuntimeError(f"{what}: nbgrader failed\n{result.get('error', '')}\n{result.get('log', '')}")
 
 
-def release(folder: Path, progress=lambda names: names) -> None:
-    "`source` → `release`, by nbgrader."
-    api = grader(folder)
-    for name in progress([path.stem for path in chapters()]):
-        answered(api.generate_assignment(name, force=True), f"release of {name}")
-
-
 def generate() -> None:
-    "Write `course/source` and `course/release`."
+    "Write the chapters' assignments in `course/source` and `course/release`; others that lie there are left alone."
     from tqdm.auto import tqdm
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for path in chapters():
+        api = grader(folder)
+        for path in tqdm(chapters(), desc="release", leave=False):
             (folder / "source" / path.stem).mkdir(parents=True)
             nbformat.write(source_notebook(path), folder / "source" / path.stem / path.name)
-        release(folder, lambda names: tqdm(names, desc="release", leave=False))
+            answered(api.generate_assignment(path.stem, force=True), f"release of {path.stem}")
         for part in ("source", "release"):
-            shutil.rmtree(COURSE / part, ignore_errors=True)
-            shutil.copytree(folder / part, COURSE / part)
+            shutil.copytree(folder / part, COURSE / part, dirs_exist_ok=True)
 
 
 def submit(path: Path, student: str, folder: Path) -> None:
@@ -220,7 +214,7 @@ def submit(path: Path, student: str, folder: Path) -> None:
 
 def validated(path: Path) -> str:
     "What `nbgrader validate` prints of a notebook. Its exit code is 0 even where a check fails."
-    command = [sys.executable, "-m", "nbgrader", "validate", "--ExecutePreprocessor.timeout=120", str(path)]
+    command = [sys.executable, "-m", "nbgrader", "validate", f"--ExecutePreprocessor.timeout={SECONDS}", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
