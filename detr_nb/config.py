@@ -20,9 +20,26 @@ from .scenes import write_json
 from .transformer import ACTIVATIONS
 
 # %% auto #0
-__all__ = ['NATIVE_RESNETS', 'WEIGHTS', 'ASSETS', 'EMBEDDED', 'read_backbone', 'DetrConfig', 'find_file', 'read_json']
+__all__ = ['NATIVE_RESNETS', 'WEIGHTS', 'SWITCHES', 'SIZES', 'SHARES', 'RULES', 'ASSETS', 'EMBEDDED', 'read_backbone',
+           'name_labels', 'check_values', 'ConfigFields', 'find_file', 'read_json', 'read_public', 'change_labels',
+           'DetrConfig']
 
 # %% ../nbs/11_config.ipynb #fcac56dc
+def _read_timm_backbone(
+    native: dict[str, Any],  # a `backbone_config` of model_type "timm_backbone"
+    dilation: bool,
+) -> dict[str, Any]:
+    "Name, keyword arguments and pretrained or not of a timm network as version 5 writes it; what is usual is left out."
+    kwargs = {k: native[k] for k in ("out_indices", "output_stride") if native.get(k) is not None}
+    kwargs.setdefault("out_indices", [1, 2, 3, 4])
+    if dilation and kwargs.get("output_stride") == 16: kwargs.pop("output_stride")
+    if list(kwargs["out_indices"]) == [1, 2, 3, 4]: kwargs.pop("out_indices")
+    return {
+        "backbone": native.get("backbone") or "resnet50", "backbone_kwargs": kwargs or None,
+        "use_pretrained_backbone": bool(native.get("use_pretrained_backbone", False)),
+    }
+
+# %% ../nbs/11_config.ipynb #b2db6a0a
 NATIVE_RESNETS = {  # (block, blocks a stage) of transformers' own ResNet → timm's name of the same network
     ("basic", (2, 2, 2, 2)): "resnet18", ("basic", (3, 4, 6, 3)): "resnet34",
     ("bottleneck", (3, 4, 6, 3)): "resnet50", ("bottleneck", (3, 4, 23, 3)): "resnet101", ("bottleneck", (3, 8, 36, 3)): "resnet152",
@@ -31,35 +48,84 @@ NATIVE_RESNETS = {  # (block, blocks a stage) of transformers' own ResNet → ti
 def read_backbone(values: dict[str, Any]) -> dict[str, Any]:
     "Both public spellings of the backbone (4.x: `backbone`, `backbone_kwargs`; 5.x: `backbone_config`) as the first of them."
     values = dict(values)
-    native = values.pop("backbone_config", None)
-    timm = values.pop("use_timm_backbone", True)
-    if native is None and timm:
-        values["backbone"] = values.get("backbone") or "resnet50"
-        return values
+    native, timm = values.pop("backbone_config", None), values.pop("use_timm_backbone", True)
+    if native is None and timm: return values | {"backbone": values.get("backbone") or "resnet50"}
     native = dict(native or {"model_type": "resnet"})
-    if native.get("model_type") == "timm_backbone":
-        kwargs = {k: native[k] for k in ("out_indices", "output_stride") if native.get(k) is not None}
-        kwargs.setdefault("out_indices", [1, 2, 3, 4])
-        if values.get("dilation") and kwargs.get("output_stride") == 16: kwargs.pop("output_stride")
-        if list(kwargs["out_indices"]) == [1, 2, 3, 4]: kwargs.pop("out_indices")
-        return values | {
-            "backbone": native.get("backbone") or "resnet50", "backbone_kwargs": kwargs or None,
-            "use_pretrained_backbone": bool(native.get("use_pretrained_backbone", False)),
-        }
+    if native.get("model_type") == "timm_backbone": return values | _read_timm_backbone(native, bool(values.get("dilation")))
     key = native.get("layer_type", "bottleneck"), tuple(native.get("depths", (3, 4, 6, 3)))
     if native.get("model_type") != "resnet" or key not in NATIVE_RESNETS:
         raise ValueError(f"backbone_config={native}: want model_type 'timm_backbone', or 'resnet' with one of {sorted(NATIVE_RESNETS)}")
     return values | {"backbone": NATIVE_RESNETS[key], "backbone_kwargs": None, "dilation": False, "use_pretrained_backbone": False}
 
-# %% ../nbs/11_config.ipynb #a9998a2a
+# %% ../nbs/11_config.ipynb #6de3ee71
+def _want(name: str, value, wanted: str, ok: bool) -> None:
+    if not ok: raise ValueError(f"{name}={value!r}: want {wanted}")
+
+def _whole(value, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+def _number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+def name_labels(
+    num_labels: int | None,
+    id2label: dict[int | str, str] | None,  # keys as numbers, or as the text that JSON makes of them
+    label2id: dict[str, int] | None,
+) -> tuple[int, dict[int, str], dict[str, int]]:
+    "The three, each from the others where it was not given. 2 labels where nothing is known; 'N/A' for an id without a name."
+    if num_labels is not None: _want("num_labels", num_labels, "a whole number of at least 1", _whole(num_labels, 1))
+    if id2label is None: id2label = {i: f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)}
+    good = isinstance(id2label, dict) and id2label and all(str(i).isdecimal() for i in id2label)
+    _want("id2label", id2label, "a dictionary from category ids, at least 0, to names", good)
+    names = {int(i): name for i, name in id2label.items()}
+    num_labels = max(names) + 1 if num_labels is None else num_labels
+    _want("num_labels", num_labels, f"more than the largest id {max(names)} of id2label", num_labels > max(names))
+    label2id = {name: i for i, name in names.items()} if label2id is None else label2id
+    _want("label2id", label2id, "a dictionary from names to category ids", isinstance(label2id, dict))
+    return num_labels, {i: names.get(i, "N/A") for i in range(num_labels)}, label2id
+
+# %% ../nbs/11_config.ipynb #8946edaa
 WEIGHTS = (
     "class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient", "mask_loss_coefficient", "dice_loss_coefficient",
 )
+SWITCHES = "use_pretrained_backbone", "dilation", "auxiliary_loss", "decoder_renormalize", "batch_invariant"
+SIZES = (
+    "num_channels", "num_queries", "d_model", "encoder_ffn_dim", "decoder_ffn_dim", "encoder_attention_heads", "decoder_attention_heads", "decoder_layers",
+)
+SHARES = "dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"
+RULES = (  # fields, what is wanted, whether a value is that
+    (SIZES, "a whole number of at least 1", lambda v: _whole(v, 1)),
+    (("encoder_layers",), "a whole number of at least 0", lambda v: _whole(v, 0)),
+    (SHARES, "a number from 0 to below 1", lambda v: _number(v) and 0 <= v < 1),
+    ((*WEIGHTS, "eos_coefficient", "init_std", "init_xavier_std"), "a finite number of at least 0", lambda v: _number(v) and v >= 0),
+    (("position_embedding_type",), f"one of {', '.join(map(repr, POSITION_EMBEDDINGS))}", lambda v: v in tuple(POSITION_EMBEDDINGS)),
+    (("activation_function",), f"one of {', '.join(map(repr, ACTIVATIONS))}", lambda v: v in tuple(ACTIVATIONS)),
+    (SWITCHES, "True or False", lambda v: isinstance(v, bool)),
+    (("backbone",), "the name of a timm model", lambda v: isinstance(v, str) and bool(v)),
+    (("backbone_kwargs",), "a dictionary or None", lambda v: v is None or isinstance(v, dict)),
+)
 
+# %% ../nbs/11_config.ipynb #13e166a3
+def check_values(values: dict[str, Any]) -> None:
+    "Every field by its rule, then the fields that must suit each other. `ValueError` for the first that cannot work."
+    def want(name: str, wanted: str, ok: bool): _want(name, values[name], wanted, ok)
+    for names, wanted, fits in RULES:
+        for name in names: want(name, wanted, fits(values[name]))
+    for side in ("encoder", "decoder"):
+        heads = values[f"{side}_attention_heads"]
+        want("d_model", f"a multiple of {side}_attention_heads={heads}", values["d_model"] % heads == 0)
+    want("d_model", "a multiple of 4 (sine and cosine, row and column)", values["d_model"] % 4 == 0)
+    want("class_cost", "not 0 together with bbox_cost and giou_cost", any(values[name] for name in WEIGHTS[:3]))
+    doubly = values["dilation"] and "output_stride" in (values["backbone_kwargs"] or {})
+    want("dilation", "False where backbone_kwargs has output_stride", not doubly)
+    stuff, count = values["stuff_ids"], values["num_labels"]
+    known = stuff is None or (isinstance(stuff, list) and all(_whole(i, 0) and i < count for i in stuff))
+    want("stuff_ids", f"None, or a list of category ids below num_labels={count}", known)
+
+# %% ../nbs/11_config.ipynb #3fce76eb
 @dataclass
-class DetrConfig:
-    """Everything that fixes a DETR's shape and its loss. Fields and defaults are those of the public `DetrConfig`; each
-    is checked here, and the error names field, value and what is allowed."""
+class ConfigFields:
+    "The fields of `DetrConfig` with their defaults, checked: `ValueError` names field, value and what is allowed."
     backbone: str = "resnet50"               # any timm model that offers `features_only`
     use_pretrained_backbone: bool = True     # begin with timm's weights for it
     backbone_kwargs: dict | None = None      # handed to timm
@@ -105,54 +171,105 @@ class DetrConfig:
     def __post_init__(self, use_timm_backbone: bool, backbone_config: Any):
         if backbone_config is not None or not use_timm_backbone:
             native = backbone_config.to_dict() if hasattr(backbone_config, "to_dict") else backbone_config
-            for name, value in read_backbone({"dilation": self.dilation, "use_timm_backbone": use_timm_backbone, "backbone_config": native}).items():
-                setattr(self, name, value)
-        sizes = "encoder_ffn_dim", "decoder_ffn_dim", "encoder_attention_heads", "decoder_attention_heads", "decoder_layers"
-        for name in ("num_channels", "num_queries", "d_model", *sizes):
-            self._want(name, "a whole number of at least 1", _whole(getattr(self, name), 1))
-        self._want("encoder_layers", "a whole number of at least 0", _whole(self.encoder_layers, 0))
-        for side in ("encoder", "decoder"):
-            heads = getattr(self, f"{side}_attention_heads")
-            self._want("d_model", f"a multiple of {side}_attention_heads={heads}", self.d_model % heads == 0)
-        self._want("d_model", "a multiple of 4 (sine and cosine, row and column)", self.d_model % 4 == 0)
-        for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
-            self._want(name, "a number from 0 to below 1", _number(getattr(self, name)) and 0 <= getattr(self, name) < 1)
-        for name in (*WEIGHTS, "eos_coefficient", "init_std", "init_xavier_std"):
-            self._want(name, "a finite number of at least 0", _number(getattr(self, name)) and getattr(self, name) >= 0)
-        self._want("class_cost", "not 0 together with bbox_cost and giou_cost", bool(self.class_cost or self.bbox_cost or self.giou_cost))
-        for name, allowed in (("position_embedding_type", POSITION_EMBEDDINGS), ("activation_function", ACTIVATIONS)):
-            self._want(name, f"one of {', '.join(map(repr, allowed))}", getattr(self, name) in tuple(allowed))
-        for name in ("use_pretrained_backbone", "dilation", "auxiliary_loss", "decoder_renormalize", "batch_invariant"):
-            if getattr(self, name) is None: setattr(self, name, False)
-            self._want(name, "True or False", isinstance(getattr(self, name), bool))
-        self._want("backbone", "the name of a timm model", isinstance(self.backbone, str) and bool(self.backbone))
-        self._want("backbone_kwargs", "a dictionary or None", self.backbone_kwargs is None or isinstance(self.backbone_kwargs, dict))
-        self._want("dilation", "False where backbone_kwargs has output_stride", not (self.dilation and "output_stride" in (self.backbone_kwargs or {})))
-        self._name_labels()
-        known = self.stuff_ids is None or (isinstance(self.stuff_ids, list) and all(_whole(i, 0) and i < self.num_labels for i in self.stuff_ids))
-        self._want("stuff_ids", f"None, or a list of category ids below num_labels={self.num_labels}", known)
-
-    def _want(self, name: str, wanted: str, ok: bool):
-        if not ok: raise ValueError(f"{name}={getattr(self, name)!r}: want {wanted}")
-
-    def _name_labels(self):
-        if self.num_labels is not None: self._want("num_labels", "a whole number of at least 1", _whole(self.num_labels, 1))
-        if self.id2label is None:
-            self.num_labels = 2 if self.num_labels is None else self.num_labels
-            self.id2label = {i: f"LABEL_{i}" for i in range(self.num_labels)}
-        ids = self.id2label if isinstance(self.id2label, dict) else {}
-        self._want("id2label", "a dictionary from category ids, at least 0, to names", bool(ids) and all(str(i).isdecimal() for i in ids))
-        names = {int(i): name for i, name in ids.items()}
-        self.num_labels = max(names) + 1 if self.num_labels is None else self.num_labels
-        self._want("num_labels", f"more than the largest id {max(names)} of id2label", self.num_labels > max(names))
-        self.id2label = {i: names.get(i, "N/A") for i in range(self.num_labels)}  # ids have gaps, and every class has a name
-        if self.label2id is None: self.label2id = {name: i for i, name in names.items()}
-        self._want("label2id", "a dictionary from names to category ids", isinstance(self.label2id, dict))
+            vars(self).update(read_backbone({"dilation": self.dilation, "use_timm_backbone": use_timm_backbone, "backbone_config": native}))
+        for name in SWITCHES:
+            if getattr(self, name) is None: setattr(self, name, False)  # `null` in a public file
+        self.num_labels, self.id2label, self.label2id = name_labels(self.num_labels, self.id2label, self.label2id)
+        check_values(vars(self))
 
     hidden_size = property(lambda self: self.d_model)
     num_attention_heads = property(lambda self: self.encoder_attention_heads)
     num_hidden_layers = property(lambda self: self.encoder_layers)
 
+# %% ../nbs/11_config.ipynb #9e12756b
+ASSETS = Path(__file__).parent / "assets" if "__file__" in globals() else Path(str(files("detr_nb"))) / "assets"
+EMBEDDED = ("scenes",)
+
+def _hub_failure(
+    error: Exception,
+    name: str,
+    filenames: tuple[str, ...],
+    revision: str | None,
+    local_files_only: bool,
+) -> FileNotFoundError:
+    "What went wrong at the hub, in words that name the checkpoint."
+    from huggingface_hub import errors as hub
+    wanted, neither = " or ".join(filenames), f"{name!r} is neither a folder nor an embedded model {EMBEDDED}"
+    if isinstance(error, hub.LocalEntryNotFoundError):
+        why = "local_files_only=True" if local_files_only else "no connection to the hub"
+        return FileNotFoundError(f"{neither}, and {wanted} could not be had from the hub: {why}, and it was not fetched before")
+    if isinstance(error, hub.EntryNotFoundError):
+        return FileNotFoundError(f"the hub's {name!r} has no {wanted}" + (f" at revision {revision!r}" if revision else ""))
+    if isinstance(error, hub.RevisionNotFoundError): return FileNotFoundError(f"the hub's {name!r} has no revision {revision!r}")
+    if isinstance(error, (hub.RepositoryNotFoundError, hub.HFValidationError)):
+        return FileNotFoundError(f"{neither}, nor a model on the hub (a private one needs a token)")
+    return FileNotFoundError(f"{name!r}: the hub answered {error}")
+
+# %% ../nbs/11_config.ipynb #dee9e2be
+def find_file(
+    name: str | os.PathLike,        # a folder, a hub name, or an embedded model ("scenes")
+    *filenames: str,                # the first that is there is taken
+    revision: str | None = None,    # hub: branch, tag or commit
+    local_files_only: bool = False, # hub: only what was fetched before
+) -> Path:
+    """Where a file of a checkpoint lies on this machine, fetched from the hub if need be. `FileNotFoundError` names what
+    was looked for and where."""
+    folder = ASSETS / name if name in EMBEDDED else Path(name)  # a folder of that name is "./scenes"
+    if folder.is_dir():
+        for filename in filenames:
+            if (folder / filename).is_file(): return folder / filename
+        raise FileNotFoundError(f"{folder} has none of {', '.join(filenames)}; it holds {sorted(p.name for p in folder.iterdir())[:10]}")
+    if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")): raise FileNotFoundError(f"{name}: no such folder")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    for filename in filenames:
+        try:
+            return Path(hf_hub_download(str(name), filename, revision=revision, local_files_only=local_files_only))
+        except EntryNotFoundError as error:  # offline too: another of the names may have been fetched before
+            failure = error
+        except (HfHubHTTPError, HFValidationError) as error:
+            raise _hub_failure(error, str(name), filenames, revision, local_files_only) from error
+    raise _hub_failure(failure, str(name), filenames, revision, local_files_only) from failure
+
+# %% ../nbs/11_config.ipynb #cf5cd67b
+def read_json(
+    path: Path,
+) -> dict[str, Any]:
+    "The object in a JSON file. `ValueError` names the file if it holds anything else."
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict): raise ValueError(f"{path}: holds {type(value).__name__}, want an object")
+    return value
+
+# %% ../nbs/11_config.ipynb #0ff691db
+def read_public(values: dict[str, Any]) -> dict[str, Any]:
+    "A public file's keys, either spelling, as fields. What is no field stays among them."
+    if values.get("model_type", "detr") != "detr": raise ValueError(f"model_type={values['model_type']!r}: want 'detr'")
+    values = {"use_pretrained_backbone": False} | read_backbone(values)
+    usual = {"out_indices": [1, 2, 3, 4], "in_chans": values.get("num_channels", 3)} | ({"output_stride": 16} if values.get("dilation") else {})
+    kwargs = {k: v for k, v in (values.get("backbone_kwargs") or {}).items() if usual.get(k) != v}
+    values |= {"backbone_kwargs": kwargs or None, "decoder_renormalize": bool(values.get("auxiliary_loss"))}
+    values |= values.pop("detr_nb", None) or {}
+    return {k: v for k, v in values.items() if k not in ("model_type", "num_hidden_layers")}
+
+def change_labels(
+    values: dict[str, Any],   # fields of a file
+    changes: dict[str, Any],  # fields to set after
+) -> dict[str, Any]:
+    "The fields with their changes. What the file says about its labels goes if there are to be others."
+    old, new = values.get("id2label") or {}, {str(i): name for i, name in (changes.get("id2label") or {}).items()}
+    other_number = changes.get("num_labels") not in (None, len(old))
+    if other_number or new not in ({}, old): values = values | {"stuff_ids": None}
+    if "id2label" in changes: values = values | {"label2id": None}
+    elif other_number: values = values | {"id2label": None, "label2id": None}
+    return values | changes
+
+# %% ../nbs/11_config.ipynb #34148b18
+class DetrConfig(ConfigFields):
+    """Everything that fixes a DETR's shape and its loss. Fields and defaults are those of the public `DetrConfig`; each
+    is checked here, and the error names field, value and what is allowed."""
     def to_dict(self) -> dict[str, Any]:
         "The public file's keys: 4.x spelling, which transformers 4 and 5 both read. What is only ours stands under `detr_nb`."
         values = {f.name: copy.deepcopy(getattr(self, f.name)) for f in fields(self)}
@@ -176,38 +293,6 @@ class DetrConfig:
         "The public file's text."
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
-    @classmethod
-    def from_dict(
-        cls,
-        values: dict[str, Any],  # a public `config.json`, either spelling
-        **changes,               # fields to set after
-    ) -> DetrConfig:
-        """A config from the public file's keys. A key that is not a field is kept in `extra`. One that transformers
-        wrote with `auxiliary_loss: true` gets `decoder_renormalize=True`, with a warning."""
-        if values.get("model_type", "detr") != "detr": raise ValueError(f"model_type={values['model_type']!r}: want 'detr'")
-        fields_of_ours = {f.name for f in fields(cls)} - {"extra"}
-        if unknown := sorted(set(changes) - fields_of_ours): raise TypeError(f"{', '.join(unknown)}: no such field of DetrConfig")
-        values = {"use_pretrained_backbone": False} | read_backbone(values)
-        if values.get("backbone_kwargs"):
-            usual = {"out_indices": [1, 2, 3, 4], "in_chans": values.get("num_channels", 3)} | ({"output_stride": 16} if values.get("dilation") else {})
-            values["backbone_kwargs"] = {k: v for k, v in values["backbone_kwargs"].items() if usual.get(k) != v} or None
-        ours = values.pop("detr_nb", None)
-        values["decoder_renormalize"] = bool(values.get("auxiliary_loss"))
-        if ours is not None: values |= ours
-        elif values["decoder_renormalize"] and "decoder_renormalize" not in changes:
-            warnings.warn(
-                "auxiliary_loss=true in a config that transformers wrote: its decoder fed normed states on, "
-                "so decoder_renormalize=True keeps its numbers", stacklevel=2,
-            )
-        labels = {str(i): name for i, name in (changes.get("id2label") or {}).items()}
-        same = labels in ({}, values.get("id2label")) and changes.get("num_labels") in (None, len(values.get("id2label") or ()))
-        if not same: values["stuff_ids"] = None  # they were said about other labels
-        if "id2label" in changes: values["label2id"] = None
-        elif changes.get("num_labels") not in (None, len(values.get("id2label") or ())): values |= {"id2label": None, "label2id": None}
-        values = {k: v for k, v in (values | changes).items() if k not in ("model_type", "num_hidden_layers", "use_timm_backbone")}
-        extra = {k: v for k, v in values.items() if k not in fields_of_ours}
-        return cls(**{k: v for k, v in values.items() if k in fields_of_ours}, extra=extra)
-
     def save_pretrained(
         self,
         folder: str | os.PathLike,
@@ -217,74 +302,36 @@ class DetrConfig:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(self.to_dict(), folder / "config.json", pretty=True)
 
-def _whole(value, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    @classmethod
+    def from_dict(
+        cls,
+        values: dict[str, Any],  # a public `config.json`, either spelling
+        **changes,               # fields to set after
+    ) -> DetrConfig:
+        """A config from the public file's keys. A key that is not a field is kept in `extra`. One that transformers
+        wrote with `auxiliary_loss: true` gets `decoder_renormalize=True`, with a warning."""
+        names = {f.name for f in fields(cls)} - {"extra"}
+        if unknown := sorted(set(changes) - names): raise TypeError(f"{', '.join(unknown)}: no such field of DetrConfig")
+        if values.get("auxiliary_loss") and "detr_nb" not in values and "decoder_renormalize" not in changes:
+            warnings.warn(
+                "auxiliary_loss=true in a config that transformers wrote: its decoder fed normed states on, "
+                "so decoder_renormalize=True keeps its numbers", stacklevel=2,
+            )
+        values = change_labels(read_public(values), changes)
+        return cls(**{k: v for k, v in values.items() if k in names}, extra={k: v for k, v in values.items() if k not in names})
 
-def _number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-# %% ../nbs/11_config.ipynb #c938c01a
-ASSETS = Path(__file__).parent / "assets" if "__file__" in globals() else Path(str(files("detr_nb"))) / "assets"
-EMBEDDED = ("scenes",)
-
-def find_file(
-    name: str | os.PathLike,        # a folder, a hub name, or an embedded model ("scenes")
-    *filenames: str,                # the first that is there is taken
-    revision: str | None = None,    # hub: branch, tag or commit
-    local_files_only: bool = False, # hub: only what was fetched before
-) -> Path:
-    """Where a file of a checkpoint lies on this machine, fetched from the hub if need be. `FileNotFoundError` names what
-    was looked for and where."""
-    folder = ASSETS / name if name in EMBEDDED else Path(name)  # a folder of that name is "./scenes"
-    if folder.is_dir():
-        for filename in filenames:
-            if (folder / filename).is_file(): return folder / filename
-        raise FileNotFoundError(f"{folder} has none of {', '.join(filenames)}; it holds {sorted(p.name for p in folder.iterdir())[:10]}")
-    if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{name}: no such folder")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError,
-    )
-    for filename in filenames:
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,  # a folder, a hub name, or the embedded "scenes"
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **changes,                # fields to set after
+    ) -> DetrConfig:
+        "The config of a checkpoint. Errors name the file."
+        path = find_file(name, "config.json", revision=revision, local_files_only=local_files_only)
         try:
-            return Path(hf_hub_download(str(name), filename, revision=revision, local_files_only=local_files_only))
-        except LocalEntryNotFoundError as error:
-            if filename != filenames[-1]: continue  # another of the names may have been fetched before
-            why = ("local_files_only=True" if local_files_only else "no connection to the hub") + ", and it was not fetched before"
-            raise FileNotFoundError(
-                f"{name!r} is neither a folder nor an embedded model {EMBEDDED}, and {' or '.join(filenames)} could not be had from the hub: {why}"
-            ) from error
-        except EntryNotFoundError:
-            continue
-        except RevisionNotFoundError as error:
-            raise FileNotFoundError(f"the hub's {name!r} has no revision {revision!r}") from error
-        except (RepositoryNotFoundError, HFValidationError) as error:
-            raise FileNotFoundError(
-                f"{name!r} is neither a folder, an embedded model {EMBEDDED}, nor a model on the hub (a private one needs a token)"
-            ) from error
-        except HfHubHTTPError as error:
-            raise FileNotFoundError(f"{name!r}: the hub answered {error}") from error
-    raise FileNotFoundError(f"the hub's {name!r} has none of {', '.join(filenames)}" + (f" at revision {revision!r}" if revision else ""))
-
-def read_json(
-    path: Path,
-) -> dict[str, Any]:
-    "The object in a JSON file. `ValueError` names the file if it holds anything else."
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict): raise ValueError(f"{path}: holds {type(value).__name__}, want an object")
-    return value
-
-# %% ../nbs/11_config.ipynb #126a28b9
-def _config_from_pretrained(cls, name: str | os.PathLike, *, revision: str | None = None, local_files_only: bool = False, **changes) -> DetrConfig:
-    "The config of a checkpoint: a folder, a hub name or the embedded \"scenes\"; `changes` are set after."
-    path = find_file(name, "config.json", revision=revision, local_files_only=local_files_only)
-    try:
-        return cls.from_dict(read_json(path), **changes)
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-
-DetrConfig.from_pretrained = classmethod(_config_from_pretrained)
+            return cls.from_dict(read_json(path), **changes)
+        except ValueError as error:
+            raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
