@@ -21,8 +21,8 @@ from .position import POSITION_EMBEDDINGS
 from .transformer import Decoder, Encoder
 
 # %% auto #0
-__all__ = ['Output', 'DetrModelOutput', 'DetrObjectDetectionOutput', 'PositionedBackbone', 'Tokens', 'DetrModel',
-           'MLPPredictionHead', 'DetrForObjectDetection']
+__all__ = ['Output', 'DetrModelOutput', 'DetrObjectDetectionOutput', 'PositionedBackbone', 'Tokens', 'PictureReader',
+           'tokens_from_embeds', 'DetrModel', 'MLPPredictionHead', 'DetectionHeads', 'DetrForObjectDetection']
 
 # %% ../nbs/13_detector.ipynb #07ea4744
 class Output(dict):
@@ -96,35 +96,22 @@ class PositionedBackbone(nn.Module):
         last, mask = features[-1]
         return features, self.position_embedding(mask).to(last.dtype)
 
+# %% ../nbs/13_detector.ipynb #415c178b
 class Tokens(NamedTuple):
     "A picture as the transformer sees it: S tokens in reading order."
     features: Tensor   # (B, S, d)
     positions: Tensor  # (B, S, d)
     mask: Tensor       # (B, S) True where the picture is real
 
-# %% ../nbs/13_detector.ipynb #65f6c100
-class DetrModel(Pretrained):
-    "Picture → features → tokens → queries: everything but the heads (paper, section 3.2)."
+# %% ../nbs/13_detector.ipynb #80f3434b
+class PictureReader(Pretrained):
+    "Picture → features → tokens: the half of DETR below its transformer."
     def __init__(self, config: DetrConfig):
         super().__init__()
         c = self.config = config
-        dropouts = dict(
-            dropout=c.dropout, attention_dropout=c.attention_dropout, activation_dropout=c.activation_dropout, activation=c.activation_function,
-        )
         conv_encoder = ConvEncoder(c.backbone, c.use_pretrained_backbone, c.num_channels, c.dilation, c.batch_invariant, **(c.backbone_kwargs or {}))
         self.backbone = PositionedBackbone(conv_encoder, POSITION_EMBEDDINGS[c.position_embedding_type](c.d_model))
         self.input_projection = nn.Conv2d(conv_encoder.channels[-1], c.d_model, kernel_size=1)
-        self.query_position_embeddings = nn.Embedding(c.num_queries, c.d_model)
-        self.encoder = Encoder(c.encoder_layers, c.d_model, c.encoder_attention_heads, c.encoder_ffn_dim, c.encoder_layerdrop, **dropouts)
-        self.decoder = Decoder(
-            c.decoder_layers, c.d_model, c.decoder_attention_heads, c.decoder_ffn_dim, c.decoder_layerdrop, c.decoder_renormalize, **dropouts,
-        )
-
-    @staticmethod
-    def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The part of a checkpoint below its heads."
-        state = {k.removeprefix("detr."): v for k, v in state.items()}
-        return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
 
     def freeze_backbone(self) -> None:
         "Train nothing of the backbone."
@@ -146,38 +133,43 @@ class DetrModel(Pretrained):
         flat = lambda x: x.flatten(2).transpose(1, 2)
         return features, Tokens(flat(self.input_projection(last)), flat(positions), mask.flatten(1))
 
-    def tokens_from_embeds(
-        self,
-        inputs_embeds: Tensor,             # (B, S, d)
-        pixel_mask: Tensor | None = None,  # (B, h, w) with h·w = S gives the map its shape; absent: the map is square
-    ) -> Tokens:
-        "Ready-made tokens in place of a picture."
-        batch, count, _ = inputs_embeds.shape
-        side = round(count**0.5)
-        if pixel_mask is not None and pixel_mask[0].numel() == count: mask = pixel_mask.bool()
-        elif side * side != count:
-            raise ValueError(f"inputs_embeds has {count} tokens, which is no square map: pass pixel_mask of shape (batch, h, w) with h·w = {count}")
-        elif pixel_mask is not None: mask = resize_mask(pixel_mask, (side, side))
-        else: mask = inputs_embeds.new_ones(batch, side, side, dtype=torch.bool)
-        positions = self.backbone.position_embedding(mask).flatten(2).transpose(1, 2)
-        return Tokens(inputs_embeds, positions.to(inputs_embeds.dtype), mask.flatten(1))
+# %% ../nbs/13_detector.ipynb #3b52902f
+def tokens_from_embeds(
+    inputs_embeds: Tensor,          # (B, S, d)
+    pixel_mask: Tensor | None,      # (B, h, w) with h·w = S gives the map its shape; otherwise the map is square
+    position_embedding: nn.Module,
+) -> Tokens:
+    "Ready-made tokens in place of a picture. `ValueError` if their map has no shape."
+    batch, count, _ = inputs_embeds.shape
+    side = round(count**0.5)
+    if pixel_mask is not None and pixel_mask[0].numel() == count: mask = pixel_mask.bool()
+    elif side * side != count:
+        raise ValueError(f"inputs_embeds has {count} tokens, which is no square map: pass pixel_mask of shape (batch, h, w) with h·w = {count}")
+    elif pixel_mask is not None: mask = resize_mask(pixel_mask, (side, side))
+    else: mask = inputs_embeds.new_ones(batch, side, side, dtype=torch.bool)
+    positions = position_embedding(mask).flatten(2).transpose(1, 2)
+    return Tokens(inputs_embeds, positions.to(inputs_embeds.dtype), mask.flatten(1))
 
-    def forward(
-        self,
-        pixel_values: Tensor | None = None,            # (B, 3, H, W) normalised
-        pixel_mask: Tensor | None = None,              # (B, H, W) 1 where the picture is real
-        decoder_attention_mask: Tensor | None = None,  # (B, N) 1 for queries that may be looked at
-        encoder_outputs=None,                          # a tuple or output whose first value (B, S, d) replaces the encoder's work
-        inputs_embeds: Tensor | None = None,           # (B, S, d) in place of pixel_values
-        decoder_inputs_embeds: Tensor | None = None,   # (B, N, d) what the decoder starts from: zeros
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,                      # False: a tuple of what is not None
-    ) -> DetrModelOutput | tuple:
-        if (pixel_values is None) == (inputs_embeds is None): raise ValueError("want either pixel_values or inputs_embeds")
-        tokens = self.tokens(pixel_values, pixel_mask)[1] if inputs_embeds is None else self.tokens_from_embeds(inputs_embeds, pixel_mask)
-        output = self.transform(tokens, decoder_attention_mask, encoder_outputs, decoder_inputs_embeds, output_attentions, output_hidden_states)
-        return output.to_tuple() if return_dict is False else output
+# %% ../nbs/13_detector.ipynb #2444b037
+class DetrModel(PictureReader):
+    "Picture → features → tokens → queries: everything but the heads (paper, section 3.2)."
+    def __init__(self, config: DetrConfig):
+        super().__init__(config)
+        c = self.config
+        dropouts = dict(
+            dropout=c.dropout, attention_dropout=c.attention_dropout, activation_dropout=c.activation_dropout, activation=c.activation_function,
+        )
+        self.query_position_embeddings = nn.Embedding(c.num_queries, c.d_model)
+        self.encoder = Encoder(c.encoder_layers, c.d_model, c.encoder_attention_heads, c.encoder_ffn_dim, c.encoder_layerdrop, **dropouts)
+        self.decoder = Decoder(
+            c.decoder_layers, c.d_model, c.decoder_attention_heads, c.decoder_ffn_dim, c.decoder_layerdrop, c.decoder_renormalize, **dropouts,
+        )
+
+    @staticmethod
+    def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        "The part of a checkpoint below its heads."
+        state = {k.removeprefix("detr."): v for k, v in state.items()}
+        return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
 
     def transform(
         self,
@@ -210,6 +202,24 @@ class DetrModel(Pretrained):
             intermediate_hidden_states=decoded.normed if self.config.auxiliary_loss else None,
         )
 
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,            # (B, 3, H, W) normalised
+        pixel_mask: Tensor | None = None,              # (B, H, W) 1 where the picture is real
+        decoder_attention_mask: Tensor | None = None,  # (B, N) 1 for queries that may be looked at
+        encoder_outputs=None,                          # a tuple or output whose first value (B, S, d) replaces the encoder's work
+        inputs_embeds: Tensor | None = None,           # (B, S, d) in place of pixel_values
+        decoder_inputs_embeds: Tensor | None = None,   # (B, N, d) what the decoder starts from: zeros
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,                      # False: a tuple of what is not None
+    ) -> DetrModelOutput | tuple:
+        if (pixel_values is None) == (inputs_embeds is None): raise ValueError("want either pixel_values or inputs_embeds")
+        if inputs_embeds is None: tokens = self.tokens(pixel_values, pixel_mask)[1]
+        else: tokens = tokens_from_embeds(inputs_embeds, pixel_mask, self.backbone.position_embedding)
+        output = self.transform(tokens, decoder_attention_mask, encoder_outputs, decoder_inputs_embeds, output_attentions, output_hidden_states)
+        return output.to_tuple() if return_dict is False else output
+
 # %% ../nbs/13_detector.ipynb #4778d723
 class MLPPredictionHead(nn.Module):
     "A perceptron with ReLU between its layers; predicts a box from a query's state."
@@ -222,22 +232,15 @@ class MLPPredictionHead(nn.Module):
         for layer in self.layers[:-1]: x = layer(x).relu()
         return self.layers[-1](x)
 
-# %% ../nbs/13_detector.ipynb #9d900855
-class DetrForObjectDetection(Pretrained):
-    "DETR with its two heads: N queries → N classes and boxes (paper, section 3)."
+# %% ../nbs/13_detector.ipynb #36e1c63e
+class DetectionHeads(Pretrained):
+    "A `DetrModel` with two heads: a query's state → scores of the classes, and a box."
     def __init__(self, config: DetrConfig):
         super().__init__()
         self.config = config
         self.model = DetrModel(config)
         self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)
         self.bbox_predictor = MLPPredictionHead(config.d_model, config.d_model, 4, num_layers=3)
-        matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
-        self.criterion = DetrLoss(matcher, config.num_labels, config.eos_coefficient)
-
-    @staticmethod
-    def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        "A detector's checkpoint as it is; of a segmentation checkpoint the detector."
-        return {k.removeprefix("detr."): v for k, v in state.items() if k.startswith("detr.")} or state
 
     def heads(
         self,
@@ -261,6 +264,19 @@ class DetrForObjectDetection(Pretrained):
         "The states that are learned from: the last alone, or with `auxiliary_loss` those of every layer."
         last = hidden.last_hidden_state[None]
         return torch.cat([hidden.intermediate_hidden_states[:-1], last]) if self.config.auxiliary_loss else last
+
+# %% ../nbs/13_detector.ipynb #d4b7c235
+class DetrForObjectDetection(DetectionHeads):
+    "DETR with its two heads: N queries → N classes and boxes (paper, section 3)."
+    def __init__(self, config: DetrConfig):
+        super().__init__(config)
+        matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+        self.criterion = DetrLoss(matcher, config.num_labels, config.eos_coefficient)
+
+    @staticmethod
+    def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        "A detector's checkpoint as it is; of a segmentation checkpoint the detector."
+        return {k.removeprefix("detr."): v for k, v in state.items() if k.startswith("detr.")} or state
 
     def loss(
         self,

@@ -25,7 +25,7 @@ def test_output_by_name_key_and_index(model):
         outputs["pred_masks"]
     plain = model(pixels, mask)
     assert "loss" not in plain and plain[0] is plain.logits and plain.auxiliary_outputs is None
-    as_tuple = model(pixels, mask, labels=random_labels(), return_dict=False)
+    as_tuple = model(pixels, mask, labels=random_labels(), output_attentions=True, output_hidden_states=True, return_dict=False)
     assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], outputs.loss)
 
 
