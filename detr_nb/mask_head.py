@@ -19,8 +19,8 @@ from .losses import LOSSES, DetrLoss
 from .transformer import ACTIVATIONS
 
 # %% auto #0
-__all__ = ['OUTSIDE', 'MaskAttention', 'MaskHead', 'channels_last', 'DetrSegmentationOutput', 'put_on_canvas', 'cut_padding',
-           'DetrForSegmentation', 'louder_maps']
+__all__ = ['OUTSIDE', 'MaskAttention', 'channels_last', 'MaskHead', 'put_on_canvas', 'cut_padding', 'DetectorWithMasks',
+           'DetrSegmentationOutput', 'DetrForSegmentation', 'louder_maps']
 
 # %% ../nbs/14_mask_head.ipynb #b694f5f2
 class MaskAttention(nn.Module):
@@ -45,6 +45,11 @@ class MaskAttention(nn.Module):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)                                     # (heads, N, h·w)
         scores = scores.masked_fill(~mask.flatten(), -torch.inf).transpose(0, 1)
         return scores.flatten(1).softmax(-1).unflatten(1, (self.num_heads, *mask.shape))
+
+# %% ../nbs/14_mask_head.ipynb #a11602e0
+def channels_last(x: Tensor) -> Tensor:
+    "The same numbers, the channels of a pixel side by side in memory: convolutions of many small maps are faster so."
+    return x.contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/14_mask_head.ipynb #0e07b19a
 class MaskHead(nn.Module):
@@ -88,28 +93,6 @@ class MaskHead(nn.Module):
             x = self.activation(norm(layer(channels_last(x))))
         return self.out_lay(x)[:, 0]
 
-def channels_last(x: Tensor) -> Tensor:
-    "The same numbers, the channels of a pixel side by side in memory: convolutions of many small maps are faster so."
-    return x.contiguous(memory_format=torch.channels_last)
-
-# %% ../nbs/14_mask_head.ipynb #eb349a18
-@dataclass(repr=False, eq=False)
-class DetrSegmentationOutput(Output):
-    "What `DetrForSegmentation` returns."
-    loss: Tensor | None = None                           # scalar, with labels
-    loss_dict: dict | None = None                        # every part of it
-    logits: Tensor | None = None                         # (B, N, num_labels + 1) the last class is no-object
-    pred_boxes: Tensor | None = None                     # (B, N, 4) centre and size in 0…1
-    pred_masks: Tensor | None = None                     # (B, N, h, w) logits, over the whole canvas
-    auxiliary_outputs: list | None = None                # of earlier decoder layers: mappings with logits and pred_boxes
-    last_hidden_state: Tensor | None = None
-    decoder_hidden_states: tuple | None = None
-    decoder_attentions: tuple | None = None
-    cross_attentions: tuple | None = None
-    encoder_last_hidden_state: Tensor | None = None
-    encoder_hidden_states: tuple | None = None
-    encoder_attentions: tuple | None = None
-
 # %% ../nbs/14_mask_head.ipynb #c3a38608
 OUTSIDE = -100.0  # logit of a pixel that is no part of the picture, or of a mask that nobody asked for
 
@@ -132,8 +115,8 @@ def cut_padding(
     return level[:, :rows, :columns], real[:rows, :columns]
 
 # %% ../nbs/14_mask_head.ipynb #6e10e635
-class DetrForSegmentation(Pretrained):
-    "A detector and a mask for each of its queries (paper, section 4.4)."
+class DetectorWithMasks(Pretrained):
+    "A detector and, beside it, what draws a mask for any of its queries."
     begun_afresh = ("mask_head.", "bbox_attention.")  # by the checkpoint of a detector
 
     def __init__(self, config: DetrConfig):
@@ -144,7 +127,6 @@ class DetrForSegmentation(Pretrained):
         if len(channels) < 4: raise ValueError(f"backbone={config.backbone!r} has {len(channels)} feature maps: want 4, the last and three for the pyramid")
         self.mask_head = MaskHead(d_model, heads, channels[-2:-5:-1], config.activation_function)
         self.bbox_attention = MaskAttention(d_model, heads)
-        self.criterion = DetrLoss(self.detr.criterion.matcher, config.num_labels, config.eos_coefficient, LOSSES)
 
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -157,7 +139,7 @@ class DetrForSegmentation(Pretrained):
         self.detr.requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> DetrForSegmentation:
+    def train(self, mode: bool = True) -> DetectorWithMasks:
         super().train(mode)
         if self.detector_is_frozen: self.detr.eval()
         return self
@@ -183,6 +165,31 @@ class DetrForSegmentation(Pretrained):
                 result.append(put_on_canvas(masks, height, width))
             else: result.append(self.mask_head.out_lay.bias.view(-1, 1, 1).expand(1, height, width)[:0])  # no mask, but a place in the graph
         return result
+
+# %% ../nbs/14_mask_head.ipynb #0de9175f
+@dataclass(repr=False, eq=False)
+class DetrSegmentationOutput(Output):
+    "What `DetrForSegmentation` returns."
+    loss: Tensor | None = None                           # scalar, with labels
+    loss_dict: dict | None = None                        # every part of it
+    logits: Tensor | None = None                         # (B, N, num_labels + 1) the last class is no-object
+    pred_boxes: Tensor | None = None                     # (B, N, 4) centre and size in 0…1
+    pred_masks: Tensor | None = None                     # (B, N, h, w) logits, over the whole canvas
+    auxiliary_outputs: list | None = None                # of earlier decoder layers: mappings with logits and pred_boxes
+    last_hidden_state: Tensor | None = None
+    decoder_hidden_states: tuple | None = None
+    decoder_attentions: tuple | None = None
+    cross_attentions: tuple | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple | None = None
+    encoder_attentions: tuple | None = None
+
+# %% ../nbs/14_mask_head.ipynb #1a9ba587
+class DetrForSegmentation(DetectorWithMasks):
+    "A detector and a mask for each of its queries (paper, section 4.4)."
+    def __init__(self, config: DetrConfig):
+        super().__init__(config)
+        self.criterion = DetrLoss(self.detr.criterion.matcher, config.num_labels, config.eos_coefficient, LOSSES)
 
     def training_loss(
         self,
