@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config import EMBEDDED, DetrConfig, find_file, read_json
+from .config import EMBEDDED, DetrConfig, find_file
+from .scenes import read_json
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from .position import POSITION_EMBEDDINGS
-from .scenes import write_json
+from .scenes import read_json, write_json
 from .transformer import ACTIVATIONS
 
 # %% auto #0
 __all__ = ['NATIVE_RESNETS', 'WEIGHTS', 'SWITCHES', 'SIZES', 'SHARES', 'RULES', 'ASSETS', 'EMBEDDED', 'read_backbone',
-           'name_labels', 'check_values', 'ConfigFields', 'find_file', 'read_json', 'read_public', 'change_labels',
-           'DetrConfig']
+           'name_labels', 'check_values', 'ConfigFields', 'find_file', 'read_public', 'change_labels', 'DetrConfig']
 
 # %% ../nbs/11_config.ipynb #fcac56dc
 def _read_timm_backbone(
@@ -230,18 +229,6 @@ def find_file(
         except (HfHubHTTPError, HFValidationError) as error:
             raise _hub_failure(error, str(name), filenames, revision, local_files_only) from error
     raise _hub_failure(failure, str(name), filenames, revision, local_files_only) from failure
-
-# %% ../nbs/11_config.ipynb #cf5cd67b
-def read_json(
-    path: Path,
-) -> dict[str, Any]:
-    "The object in a JSON file. `ValueError` names the file if it holds anything else."
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict): raise ValueError(f"{path}: holds {type(value).__name__}, want an object")
-    return value
 
 # %% ../nbs/11_config.ipynb #0ff691db
 def read_public(values: dict[str, Any]) -> dict[str, Any]:

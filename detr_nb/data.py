@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import os
 import random
@@ -22,12 +21,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
+from .scenes import CATEGORIES, SIZE, draw_scene, read_json, scene_annotations
 
 # %% auto #0
-__all__ = ['to_rgb', 'clip_boxes', 'detection_target', 'check_box', 'annotation_mask', 'check_coco', 'coco_index',
-           'CocoDetection', 'SceneDetection', 'to_rgb_tensor', 'resized_size', 'resize', 'resize_binary', 'flip',
-           'crop', 'random_scale']
+__all__ = ['WHOLE', 'COCO_KEYS', 'to_rgb', 'read_picture', 'check_box', 'clip_boxes', 'detection_target', 'annotation_mask',
+           'check_entries', 'check_coco', 'coco_index', 'CocoDetection', 'SceneDetection', 'to_rgb_tensor',
+           'resized_size', 'resize_binary', 'resize', 'flip', 'crop', 'random_scale']
 
 # %% ../nbs/04_data.ipynb #9dcd004e
 def to_rgb(
@@ -41,7 +40,27 @@ def to_rgb(
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
-# %% ../nbs/04_data.ipynb #031189be
+def read_picture(
+    path: str | os.PathLike,
+) -> Image.Image:  # mode RGB
+    "A picture file. `OSError` names one that is cut short, or is no picture."
+    try:
+        with Image.open(path) as file: return to_rgb(file)
+    except (OSError, SyntaxError) as error:
+        raise OSError(f"{path}: not a whole picture ({error})") from error
+
+# %% ../nbs/04_data.ipynb #2895c68b
+def check_box(
+    box: Sequence[float],  # x, y, width, height
+    image_id: int,
+    annotation_id: int,
+) -> None:
+    "`ValueError` that names image and annotation for a box that is not four finite numbers of size ≥ 0."
+    numbers = isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+    if not numbers or box[2] < 0 or box[3] < 0:
+        raise ValueError(f"image {image_id}: bbox of annotation {annotation_id} is {box}: want x, y, width, height, finite, sizes ≥ 0")
+
+# %% ../nbs/04_data.ipynb #46f6027a
 def clip_boxes(
     boxes: Tensor,  # (T, 4) corners in pixels
     height: int, width: int,
@@ -50,6 +69,7 @@ def clip_boxes(
     boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
     return boxes, (boxes[:, 2:] > boxes[:, :2]).all(1)
 
+# %% ../nbs/04_data.ipynb #3ba9e9ef
 def detection_target(
     target: dict,               # image_id, annotations: COCO's own dicts (bbox x, y, width, height in pixels; category_id; iscrowd; area; segmentation)
     height: int, width: int,    # of the picture, in pixels
@@ -76,16 +96,6 @@ def detection_target(
     drawn = [annotation_mask(a, height, width, target["image_id"]) for a, kept in zip(annotations, keep) if kept]
     return result | {"masks": torch.stack(drawn) if drawn else torch.zeros(0, height, width, dtype=torch.bool)}
 
-def check_box(
-    box: Sequence[float],  # x, y, width, height
-    image_id: int,
-    annotation_id: int,
-) -> None:
-    "`ValueError` that names image and annotation for a box that is not four finite numbers of size ≥ 0."
-    numbers = isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
-    if not numbers or box[2] < 0 or box[3] < 0:
-        raise ValueError(f"image {image_id}: bbox of annotation {annotation_id} is {box}: want x, y, width, height, finite, sizes ≥ 0")
-
 # %% ../nbs/04_data.ipynb #a96b84af
 def annotation_mask(
     annotation: dict,         # COCO's, with `segmentation`: polygons, or run lengths, compressed or not
@@ -108,39 +118,47 @@ def annotation_mask(
     except Exception as error:
         raise ValueError(f"{name} has a segmentation that cannot be drawn ({error})") from error
 
-# %% ../nbs/04_data.ipynb #7c766cd5
-def check_coco(
-    data: dict,             # a parsed annotation file
-    source: str | os.PathLike,   # its name, for messages
-    folder: Path,           # where its pictures lie
+# %% ../nbs/04_data.ipynb #78408126
+WHOLE = "id", "image_id", "category_id", "width", "height"
+
+def check_entries(
+    data: dict,                          # a parsed annotation file
+    source: str | os.PathLike,           # its name, for messages
+    wanted: dict[str, tuple[str, ...]],  # the lists that it must hold, and the keys that each of their entries must have
 ) -> None:
-    """`ValueError` or `FileNotFoundError` for what would fail, or silently count wrong, later. One warning for boxes
-    with no area inside their picture."""
-    if not isinstance(data, dict):
-        raise ValueError(f"{source}: holds {type(data).__name__}, want an object with images, annotations, categories")
-    wanted = {
-        "images": ("id", "file_name", "width", "height"), "annotations": ("id", "image_id", "category_id", "bbox"), "categories": ("id", "name"),
-    }
+    "`ValueError` names list, entry and key for what is missing, is no whole number, or is an id that two share."
     for name, keys in wanted.items():
         if name not in data: raise ValueError(f"{source}: no {name!r}; it has {sorted(data)}")
         if not isinstance(data[name], list): raise ValueError(f"{source}: {name} is {type(data[name]).__name__}, want a list")
         for i, entry in enumerate(data[name]):
+            place = f"{source}: {name}[{i}]"
+            if not isinstance(entry, dict): raise ValueError(f"{place} is {type(entry).__name__}, want an object")
             for key in keys:
-                if key not in entry: raise ValueError(f"{source}: {name}[{i}] has no {key!r}; it has {sorted(entry)}")
-        for i, entry in enumerate(data[name]):
-            for key in keys:
-                if key in ("id", "image_id", "category_id", "width", "height") and not isinstance(entry[key], int):
-                    raise ValueError(f"{source}: {name}[{i}] has {key}={entry[key]!r}: want a whole number")
-                if key in ("width", "height") and entry[key] < 1: raise ValueError(f"{source}: {name}[{i}] has {key}={entry[key]}: want at least 1")
-        ids = [entry["id"] for entry in data[name]]
+                if key not in entry: raise ValueError(f"{place} has no {key!r}; it has {sorted(entry)}")
+                if key in WHOLE and not isinstance(entry[key], int): raise ValueError(f"{place} has {key}={entry[key]!r}: want a whole number")
+                if key in ("width", "height") and entry[key] < 1: raise ValueError(f"{place} has {key}={entry[key]}: want at least 1")
+        ids = [entry["id"] for entry in data[name]] if "id" in keys else []
         if len(set(ids)) < len(ids): raise ValueError(f"{source}: two {name} share the id {next(i for i in ids if ids.count(i) > 1)}")
+
+# %% ../nbs/04_data.ipynb #59e87566
+COCO_KEYS = {
+    "images": ("id", "file_name", "width", "height"), "annotations": ("id", "image_id", "category_id", "bbox"), "categories": ("id", "name"),
+}
+
+def check_coco(
+    data: dict,                 # a parsed annotation file
+    source: str | os.PathLike,  # its name, for messages
+    folder: Path,               # where its pictures lie
+) -> None:
+    """`ValueError` or `FileNotFoundError` for what would fail, or silently count wrong, later. One warning for boxes
+    with no area inside their picture."""
+    check_entries(data, source, COCO_KEYS)
     sizes, categories = {p["id"]: (p["width"], p["height"]) for p in data["images"]}, {c["id"] for c in data["categories"]}
     empty = []
     for annotation in data["annotations"]:
-        image_id, name = annotation["image_id"], f"{source}: annotation {annotation['id']}"
+        image_id, category, name = annotation["image_id"], annotation["category_id"], f"{source}: annotation {annotation['id']}"
         if image_id not in sizes: raise ValueError(f"{name} belongs to image {image_id}, which is not listed")
-        if annotation["category_id"] not in categories:
-            raise ValueError(f"{name} (image {image_id}) has category {annotation['category_id']}, which is not listed")
+        if category not in categories: raise ValueError(f"{name} (image {image_id}) has category {category}, which is not listed")
         check_box(annotation["bbox"], image_id, annotation["id"])
         (x, y, w, h), (width, height) = annotation["bbox"], sizes[image_id]
         if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0): empty.append(image_id)
@@ -174,10 +192,7 @@ class CocoDetection(Dataset):
     ):
         self.folder, self.transforms, ann_file = Path(img_folder), transforms, Path(ann_file)
         if not ann_file.is_file(): raise FileNotFoundError(f"{ann_file}: no such annotation file")
-        try:
-            data = json.loads(ann_file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{ann_file}: not JSON ({error})") from error
+        data = read_json(ann_file)
         check_coco(data, ann_file, self.folder)
         self.coco = coco_index(data)
         self.ids = sorted(self.coco.imgs)
@@ -194,10 +209,7 @@ class CocoDetection(Dataset):
         image_id = self.ids[index]
         picture = self.coco.imgs[image_id]
         path = self.folder / picture["file_name"]
-        try:
-            with Image.open(path) as file: image = to_rgb(file)
-        except (OSError, SyntaxError) as error:
-            raise OSError(f"{path}: not a whole picture ({error})") from error
+        image = read_picture(path)
         if image.size != (picture["width"], picture["height"]):
             listed = f"{picture['width']} × {picture['height']}"
             raise ValueError(f"{path} has {image.size[0]} × {image.size[1]} pixels, its entry says {listed}")
@@ -268,7 +280,16 @@ def resized_size(
         return max(1, int(height * scale)), max(1, int(width * scale))
     return size["height"], size["width"]
 
-# %% ../nbs/04_data.ipynb #ad6eb3e8
+# %% ../nbs/04_data.ipynb #45e1bfdd
+def resize_binary(
+    masks: Tensor,          # (T, H, W) bool
+    size: tuple[int, int],
+) -> Tensor:                # (T, *size) bool
+    "Masks at another size, each pixel that of the nearest centre, as PIL's NEAREST takes it."
+    if not len(masks): return masks.new_zeros(0, *size)
+    return torch.nn.functional.interpolate(masks[None].to(torch.uint8), size, mode="nearest-exact")[0].bool()
+
+# %% ../nbs/04_data.ipynb #ef442f13
 def resize(
     image: Tensor,               # (3, H, W)
     size: tuple[int, int],       # height, width
@@ -285,21 +306,14 @@ def resize(
     if "masks" in target: scaled["masks"] = resize_binary(target["masks"], tuple(size))
     return image, target | scaled | {"size": torch.tensor(size)}
 
-def resize_binary(
-    masks: Tensor,          # (T, H, W) bool
-    size: tuple[int, int],
-) -> Tensor:                # (T, *size) bool
-    "Masks at another size, each pixel that of the nearest centre, as PIL's NEAREST takes it."
-    if not len(masks): return masks.new_zeros(0, *size)
-    return torch.nn.functional.interpolate(masks[None].to(torch.uint8), size, mode="nearest-exact")[0].bool()
-
-# %% ../nbs/04_data.ipynb #4ceabe58
+# %% ../nbs/04_data.ipynb #c2199ccc
 def flip(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     "Left becomes right."
     width = image.shape[-1]
     boxes = target["boxes"][:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([width, 0, width, 0])
     return image.flip(-1), target | {"boxes": boxes} | ({"masks": target["masks"].flip(-1)} if "masks" in target else {})
 
+# %% ../nbs/04_data.ipynb #4e3483c3
 def crop(
     image: Tensor,  # (3, H, W)
     target: dict[str, Tensor],
@@ -312,6 +326,7 @@ def crop(
     kept |= {"boxes": boxes[keep], "area": (boxes[:, 2:] - boxes[:, :2]).prod(1)[keep]}
     return image[:, top : top + height, left : left + width], target | kept
 
+# %% ../nbs/04_data.ipynb #fcaadd98
 def random_scale(
     image: Tensor,                # (3, H, W)
     target: dict[str, Tensor],    # boxes (T, 4) corners in pixels

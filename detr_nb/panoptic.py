@@ -5,7 +5,6 @@
 # %% ../nbs/15_panoptic.ipynb #fad4d385
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,11 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .data import coco_index, to_rgb
+from .data import check_entries, coco_index, read_picture
+from .scenes import read_json
 
 # %% auto #0
-__all__ = ['rgb_to_id', 'id_to_rgb', 'read_panoptic', 'masks_to_boxes', 'panoptic_target', 'read_panoptic_file', 'CocoPanoptic',
-           'largest', 'pick', 'merge_masks', 'Quality', 'compare_segments', 'summarize_quality']
+__all__ = ['PANOPTIC_KEYS', 'rgb_to_id', 'id_to_rgb', 'read_panoptic', 'masks_to_boxes', 'panoptic_target', 'read_panoptic_file',
+           'CocoPanoptic', 'largest', 'pick', 'merge_masks', 'Quality', 'compare_segments', 'summarize_quality']
 
 # %% ../nbs/15_panoptic.ipynb #b9b06254
 def rgb_to_id(
@@ -48,10 +48,7 @@ def read_panoptic(
     """The segments of a picture. `ValueError` where PNG and entry do not name the same segments, or the size is another."""
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such panoptic PNG")
-    try:
-        with Image.open(path) as file: ids = rgb_to_id(np.asarray(file.convert("RGB")))
-    except (OSError, SyntaxError) as error:
-        raise OSError(f"{path}: not a whole picture ({error})") from error
+    ids = rgb_to_id(np.asarray(read_picture(path)))
     if size is not None and ids.shape != tuple(size):
         raise ValueError(f"{path} has {ids.shape[1]} × {ids.shape[0]} pixels: want {size[1]} × {size[0]}, those of its picture")
     listed, drawn = [s["id"] for s in segments_info], set(np.unique(ids).tolist())
@@ -93,29 +90,20 @@ def panoptic_target(
         "image_id": torch.tensor([image_id]), "orig_size": torch.tensor([height, width]),
     } | ({"masks": masks} if return_masks else {})
 
-# %% ../nbs/15_panoptic.ipynb #324cfdda
+# %% ../nbs/15_panoptic.ipynb #a6cbb821
+PANOPTIC_KEYS = {
+    "images": ("id", "file_name", "width", "height"), "annotations": ("image_id", "file_name", "segments_info"), "categories": ("id", "name", "isthing"),
+}
+
 def read_panoptic_file(
     path: str | os.PathLike,
 ) -> dict:  # images, annotations, categories
     "A COCO panoptic annotation file, checked. `ValueError` names the entry for what would fail later."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such annotation file")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    wanted = {
-        "images": ("id", "file_name", "width", "height"), "annotations": ("image_id", "file_name", "segments_info"), "categories": ("id", "name", "isthing"),
-    }
-    for name, keys in wanted.items():
-        if name not in data: raise ValueError(f"{path}: no {name!r}; it has {sorted(data)}")
-        for i, entry in enumerate(data[name]):
-            if missing := [key for key in keys if key not in entry]: raise ValueError(f"{path}: {name}[{i}] has no {missing[0]!r}; it has {sorted(entry)}")
-    for name in ("images", "categories"):
-        ids = [entry["id"] for entry in data[name]]
-        if len(set(ids)) < len(ids): raise ValueError(f"{path}: two {name} share the id {next(i for i in ids if ids.count(i) > 1)}")
-    images, categories = {image["id"] for image in data["images"]}, {c["id"] for c in data["categories"]}
-    seen = set()
+    data = read_json(path)
+    check_entries(data, path, PANOPTIC_KEYS)
+    images, categories, seen = {image["id"] for image in data["images"]}, {c["id"] for c in data["categories"]}, set()
     for annotation in data["annotations"]:
         image_id = annotation["image_id"]
         if image_id not in images: raise ValueError(f"{path}: an annotation belongs to image {image_id}, which is not listed")
@@ -128,6 +116,7 @@ def read_panoptic_file(
     if bare := sorted(images - seen): warnings.warn(f"{path}: {len(bare)} images have no annotation and are left out, the first is {bare[0]}", stacklevel=2)
     return data
 
+# %% ../nbs/15_panoptic.ipynb #a1a534cb
 class CocoPanoptic(Dataset):
     "A COCO panoptic folder: each item is a picture (PIL, RGB) and its annotation as COCO wrote it, with `masks_path`, where its PNG lies."
     def __init__(
@@ -167,12 +156,8 @@ class CocoPanoptic(Dataset):
         return len(self.annotations)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict]:
-        annotation, path = self.annotations[index], self.picture(self.annotations[index])
-        try:
-            with Image.open(path) as file: image = to_rgb(file)
-        except (OSError, SyntaxError) as error:
-            raise OSError(f"{path}: not a whole picture ({error})") from error
-        target = dict(annotation) | {"masks_path": self.masks_path}
+        annotation = self.annotations[index]
+        image, target = read_picture(self.picture(annotation)), dict(annotation) | {"masks_path": self.masks_path}
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
 # %% ../nbs/15_panoptic.ipynb #9afa36d2

@@ -20,14 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from .boxes import box_xyxy_to_cxcywh
-from .config import find_file, read_json
+from .config import find_file
 from .data import detection_target, resize, resized_size, to_rgb_tensor
 from .panoptic import panoptic_target
 from detr_nb.post_processing import (
     post_process_instance, post_process_instance_segmentation, post_process_object_detection, post_process_panoptic, post_process_panoptic_segmentation,
     post_process_segmentation, post_process_semantic_segmentation,
 )
-from .scenes import write_json
+from .scenes import read_json, write_json
 
 FORMATS = {"coco_detection": ("image_id", "annotations"), "coco_panoptic": ("image_id", "file_name", "segments_info")}  # what an annotation must have
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

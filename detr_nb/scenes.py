@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZE', 'THINGS', 'STUFF', 'CATEGORIES', 'SHAPES', 'TEXTURES', 'Thing', 'hsv_to_rgb', 'random_thing', 'render_thing',
            'lay_stuff', 'paint_stuff', 'Scene', 'draw_scene', 'scene_annotations', 'panoptic_ids', 'write_json',
-           'make_scenes']
+           'read_json', 'make_scenes']
 
 # %% ../nbs/03_scenes.ipynb #2563c54d
 import json
@@ -232,6 +232,17 @@ def write_json(
     layout = dict(indent=2, sort_keys=True) if pretty else dict(separators=(",", ":"))
     part.write_text(json.dumps(value, ensure_ascii=False, **layout) + "\n", encoding="utf-8")
     part.replace(path)
+
+def read_json(
+    path: str | Path,
+) -> dict:
+    "The object in a JSON file. `ValueError` names the file if it holds anything else."
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict): raise ValueError(f"{path}: holds {type(value).__name__}, want an object")
+    return value
 
 # %% ../nbs/03_scenes.ipynb #9565f07d
 def _write_scene(index: int, folder: Path, split: str, seed: int) -> tuple[list[dict], dict]:

@@ -42,10 +42,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
-    failed = 0
-    for path in sorted(NBS.glob("*.ipynb")):
-        if arguments.names and path.stem not in arguments.names:
-            continue
+    paths, failed = {path.stem: path for path in sorted(NBS.glob("*.ipynb"))}, 0
+    if unknown := set(arguments.names) - set(paths):
+        parser.error(f"no chapter {', '.join(sorted(unknown))}: want one of {', '.join(paths)}")
+    for path in [path for name, path in paths.items() if not arguments.names or name in arguments.names]:
         start = time.perf_counter()
         try:
             notebook = run(path)
