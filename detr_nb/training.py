@@ -30,8 +30,9 @@ from .panoptic import CocoPanoptic, panoptic_target
 from .processor import BatchFeature, DetrImageProcessor
 
 # %% auto #0
-__all__ = ['RECIPES', 'Recipe', 'coco_config', 'GroupedQueries', 'MaskLearner', 'as_learner', 'make_optimizer', 'without_crowds',
-           'Draws', 'Batches', 'save_atomically', 'read_log', 'Log', 'check_categories', 'watch', 'train', 'Recorder']
+__all__ = ['RECIPES', 'Recipe', 'coco_config', 'GroupedQueries', 'MaskLearner', 'as_learner', 'make_optimizer', 'Batches',
+           'without_crowds', 'Draws', 'read_log', 'Log', 'State', 'take_step', 'check_categories', 'count_steps',
+           'start_processes', 'means', 'watch', 'train', 'Recorder']
 
 # %% ../nbs/20_training.ipynb #93f105fb
 @dataclass(frozen=True)
@@ -135,32 +136,7 @@ def make_optimizer(
         return (0.1 if step >= steps * recipe.drop else 1.0) if recipe.schedule == "step" else 0.5 + 0.5 * math.cos(math.pi * step / steps)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
-# %% ../nbs/20_training.ipynb #24211c46
-def without_crowds(
-    target: dict[str, Tensor],  # what `panoptic_target` returns
-) -> dict[str, Tensor]:
-    "A target without its crowds: nobody learns from them."
-    keep = target["iscrowd"] == 0
-    return target | {k: target[k][keep] for k in ("boxes", "class_labels", "area", "iscrowd", "masks") if k in target}
-
-class Draws(Dataset):
-    """Pictures as the model trains on them. An item is asked for by picture *and* by the number of the draw, which seeds
-    its augmentation: the same draw is the same in any process."""
-    def __init__(self, dataset: Dataset, processor: DetrImageProcessor, recipe: Recipe, masks: bool = False):
-        self.dataset, self.processor, self.recipe, self.masks = dataset, copy.copy(processor), recipe, masks
-        if recipe.augment: self.processor.do_resize = False  # the augmentation has chosen the size
-
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        index, number = draw
-        image, target = self.dataset[index]
-        image = to_rgb_tensor(image)
-        if "segments_info" in target: target = without_crowds(panoptic_target(target, target["masks_path"], *image.shape[-2:], self.masks))
-        else: target = detection_target(target, *image.shape[-2:], self.masks)
-        if self.recipe.augment:
-            rng, longest = random.Random(self.recipe.seed * 1_000_003 + number), self.processor.size.get("longest_edge", 1333)
-            image, target = random_scale(image, target, rng, longest)
-        return self.processor.encode(image, target)
-
+# %% ../nbs/20_training.ipynb #5846fd48
 class Batches:
     """The draws (picture, number) of every step: a new order each pass, every process its share, and after a resume just
     what would have come."""
@@ -189,13 +165,34 @@ class Batches:
                 draws.append((order[number % self.length], number))
             yield draws
 
-# %% ../nbs/20_training.ipynb #5f74d8a3
-def save_atomically(value: dict, path: Path) -> None:
-    "Write a checkpoint, whole or not at all."
-    part = path.with_name(path.name + ".part")
-    torch.save(value, part)
-    part.replace(path)
+# %% ../nbs/20_training.ipynb #b9ae4f9e
+def without_crowds(
+    target: dict[str, Tensor],  # what `panoptic_target` returns
+) -> dict[str, Tensor]:
+    "A target without its crowds: nobody learns from them."
+    keep = target["iscrowd"] == 0
+    return target | {k: target[k][keep] for k in ("boxes", "class_labels", "area", "iscrowd", "masks") if k in target}
 
+# %% ../nbs/20_training.ipynb #31b38859
+class Draws(Dataset):
+    """Pictures as the model trains on them. An item is asked for by picture *and* by the number of the draw, which seeds
+    its augmentation: the same draw is the same in any process."""
+    def __init__(self, dataset: Dataset, processor: DetrImageProcessor, recipe: Recipe, masks: bool = False):
+        self.dataset, self.processor, self.recipe, self.masks = dataset, copy.copy(processor), recipe, masks
+        if recipe.augment: self.processor.do_resize = False  # the augmentation has chosen the size
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        index, number = draw
+        image, target = self.dataset[index]
+        image = to_rgb_tensor(image)
+        if "segments_info" in target: target = without_crowds(panoptic_target(target, target["masks_path"], *image.shape[-2:], self.masks))
+        else: target = detection_target(target, *image.shape[-2:], self.masks)
+        if self.recipe.augment:
+            rng, longest = random.Random(self.recipe.seed * 1_000_003 + number), self.processor.size.get("longest_edge", 1333)
+            image, target = random_scale(image, target, rng, longest)
+        return self.processor.encode(image, target)
+
+# %% ../nbs/20_training.ipynb #79a6dfc9
 def read_log(
     path: str | os.PathLike,
 ) -> list[dict[str, float]]:
@@ -206,6 +203,7 @@ def read_log(
     except ValueError as error:
         raise ValueError(f"{path}: not a training log ({error})") from error
 
+# %% ../nbs/20_training.ipynb #e676a618
 class Log:
     """Rows of numbers in a CSV file and, where tensorboard is installed, in its event files. Rows after `step` of an
     earlier run are taken back."""
@@ -215,8 +213,8 @@ class Log:
     )
 
     def __init__(self, folder: Path, step: int):
-        kept = [row for row in read_log(folder / "log.csv") if row["step"] <= step] if step else []
         self.path = folder / "log.csv"
+        kept = [row for row in read_log(self.path) if row["step"] <= step] if step else []
         part = self.path.with_name("log.csv.part")
         with open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
@@ -239,7 +237,61 @@ class Log:
         if self.events:
             for name, value in row.items(): self.events.add_scalar(name, value, int(row["step"]))
 
-# %% ../nbs/20_training.ipynb #92ada664
+# %% ../nbs/20_training.ipynb #7a5dfb93
+class State:
+    "All that the next step depends on. What learns is the detector, wrapped as its recipe wants it."
+    def __init__(self, detector: DetrForObjectDetection | DetrForSegmentation, recipe: Recipe, steps: int, device: torch.device | str = "cpu"):
+        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+        self.detector, self.recipe, self.step = detector, recipe, 0
+        self.learner = as_learner(detector, recipe).to(device, memory_format=torch.channels_last)
+        self.optimizer, self.schedule = make_optimizer(self.learner, recipe, steps)
+        self.average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
+
+    @property
+    def kept(self) -> nn.Module:
+        "The model that is evaluated and saved: the running average, if there is one."
+        return self.detector if self.average is None else self.average.module
+
+    def _parts(self) -> dict:
+        parts = {"model": self.learner, "optimizer": self.optimizer, "schedule": self.schedule}
+        return parts if self.average is None else parts | {"average": self.average}
+
+    def save(self, path: Path) -> None:
+        "Write a checkpoint, whole or not at all."
+        values = {name: part.state_dict() for name, part in self._parts().items()} | {"step": self.step, "recipe": asdict(self.recipe)}
+        part = path.with_name(path.name + ".part")
+        torch.save(values, part)
+        part.replace(path)
+
+    def load(self, path: Path, device: torch.device | str = "cpu") -> None:
+        "Go on from a checkpoint. `ValueError` if another recipe made it."
+        values = torch.load(path, map_location=device, weights_only=True)
+        if values["recipe"] != asdict(self.recipe): raise ValueError(f"{path} was made with another recipe: {values['recipe']}")
+        for name, part in self._parts().items(): part.load_state_dict(values[name])
+        self.step = values["step"]
+
+# %% ../nbs/20_training.ipynb #6a552d1e
+def take_step(
+    state: State,
+    model: nn.Module,  # the state's learner, as Accelerate prepared it
+    optimizer,         # and its optimizer
+    batch: BatchFeature,
+    accelerator,
+) -> dict[str, Tensor]:
+    "One step of gradient descent. Returns the loss, the gradient's norm before it was clipped, and the last layer's parts of the loss."
+    images = batch.pixel_values.contiguous(memory_format=torch.channels_last)
+    loss, parts = model(images, batch.pixel_mask, batch.labels)
+    if not loss.isfinite(): raise FloatingPointError(f"step {state.step + 1}: the loss is {loss.item()}; what was last saved stands")
+    optimizer.zero_grad()
+    accelerator.backward(loss)
+    norm = accelerator.clip_grad_norm_(model.parameters(), state.recipe.clip)
+    optimizer.step()
+    if state.average is not None: state.average.update_parameters(state.detector)
+    state.schedule.step()
+    state.step += 1
+    return {"loss": loss, "grad_norm": norm} | {k: v for k, v in parts.items() if not re.search(r"_\d+$", k)}
+
+# %% ../nbs/20_training.ipynb #554841d8
 def check_categories(
     model: DetrForObjectDetection | DetrForSegmentation,
     dataset: Dataset,
@@ -250,7 +302,36 @@ def check_categories(
         known = model.config.num_labels
         raise ValueError(f"the data has category ids {ids[0]}…{ids[-1]}, the model num_labels={known}: want at least {ids[-1] + 1}, the largest id + 1")
 
-# %% ../nbs/20_training.ipynb #737e5af1
+# %% ../nbs/20_training.ipynb #a72dac85
+def count_steps(
+    recipe: Recipe,
+    pictures: int,  # in the dataset
+) -> int:
+    "How long a recipe is on this data. `ValueError` where there is nothing to do."
+    if not pictures: raise ValueError("dataset is empty: want at least one picture")
+    steps = math.ceil(recipe.epochs * pictures / recipe.batch_size) if recipe.steps is None else recipe.steps
+    if steps < 1: raise ValueError(f"steps={steps}: want at least 1")
+    return steps
+
+def start_processes(batch_size: int):
+    "Accelerate's view of this process and its siblings. `ValueError` if they cannot share a batch evenly."
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+    on_cpu = not torch.accelerator.is_available()  # said aloud, or Accelerate takes two processes on CPUs for two runs
+    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    world = accelerator.num_processes
+    if batch_size % world: raise ValueError(f"batch_size={batch_size} is not divisible by {world} processes")
+    return accelerator
+
+def means(
+    values: dict[str, list[float]],
+    accelerator,
+) -> dict[str, float]:
+    "The mean of each list, over all processes."
+    tensors = {k: torch.tensor(sum(v) / len(v), device=accelerator.device) for k, v in values.items()}
+    return {k: float(v) for k, v in accelerator.reduce(tensors, "mean").items()}
+
+# %% ../nbs/20_training.ipynb #87109a4e
 def watch(
     model: DetrForObjectDetection | DetrForSegmentation,
     val: Dataset,
@@ -269,7 +350,7 @@ def watch(
     if "things masks" in tables: scores["mask AP things"] = tables["things masks"]["AP"]
     return scores
 
-# %% ../nbs/20_training.ipynb #f5d53898
+# %% ../nbs/20_training.ipynb #5c50536c
 def train(
     detector: DetrForObjectDetection | DetrForSegmentation,  # masks are learned too; of a frozen detector, they alone
     dataset: Dataset,                      # `CocoDetection`, `CocoPanoptic` or `SceneDetection`
@@ -284,83 +365,49 @@ def train(
 ) -> Path:                                 # the folder with the trained model, hub layout
     """Train a detector, on one process or, under `accelerate launch`, on many. A run that exists is only touched with
     `resume`. `FloatingPointError` when the loss is not finite."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, set_seed
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+    from accelerate.utils import set_seed
     from tqdm.auto import tqdm
-    out, processor = Path(out), processor or DetrImageProcessor()
-    path = out / "checkpoint.pt"
+    out, path, processor = Path(out), Path(out) / "checkpoint.pt", processor or DetrImageProcessor()
     if path.exists() and not resume: raise FileExistsError(f"{path} exists: pass resume=True (--resume) to go on, or choose another folder")
     if resume and not path.exists(): raise FileNotFoundError(f"{path}: no checkpoint to resume from")
-    out.mkdir(parents=True, exist_ok=True)
-    on_cpu = not torch.accelerator.is_available()  # said aloud, or Accelerate takes two processes on CPUs for two runs
-    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    world, rank = accelerator.num_processes, accelerator.process_index
-    if recipe.batch_size % world: raise ValueError(f"batch_size={recipe.batch_size} is not divisible by {world} processes")
     check_categories(detector, dataset)
-    if not len(dataset): raise ValueError("dataset is empty: want at least one picture")
-    steps = math.ceil(recipe.epochs * len(dataset) / recipe.batch_size) if recipe.steps is None else recipe.steps
-    if steps < 1: raise ValueError(f"steps={steps}: want at least 1")
+    steps, accelerator = count_steps(recipe, len(dataset)), start_processes(recipe.batch_size)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    out.mkdir(parents=True, exist_ok=True)
     set_seed(recipe.seed)
-    grouped = as_learner(detector, recipe).to(accelerator.device, memory_format=torch.channels_last)
-    optimizer, schedule = make_optimizer(grouped, recipe, steps)
-    average = AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
-    model, optimizer = accelerator.prepare(grouped, optimizer)
-    step = 0
-    if resume:
-        state = torch.load(path, map_location=accelerator.device, weights_only=True)
-        if state["recipe"] != asdict(recipe): raise ValueError(f"{path} was made with another recipe: {state['recipe']}")
-        step = state["step"]
-        grouped.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        if average is not None: average.load_state_dict(state["average"])
-    else: detector.train()
-    log = Log(out, step) if rank == 0 else None
-    kept = average.module if average is not None else detector
-    looks = {round(steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
+    state = State(detector, recipe, steps, accelerator.device)
+    model, optimizer = accelerator.prepare(state.learner, state.optimizer)
+    if resume: state.load(path, accelerator.device)
+    log = Log(out, state.step) if rank == 0 else None
+    if callback and state.step == 0 and rank == 0: callback(0, state.kept)
+
     last = min(steps, stop_after or steps, recipe.stop or steps)
-    stream = Batches(len(dataset), recipe.batch_size // world, recipe.seed, step, last, rank, world)
+    looks = {round(steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
+    batches = Batches(len(dataset), recipe.batch_size // world, recipe.seed, state.step, last, rank, world)
     draws = Draws(dataset, processor, recipe, masks=isinstance(detector, DetrForSegmentation))
-    loader = DataLoader(draws, batch_sampler=stream, collate_fn=processor.collate, num_workers=workers)
-    bar = tqdm(loader, desc="train", initial=step, total=steps, disable=rank > 0, leave=False)
-    if callback and step == 0 and rank == 0: callback(0, kept)
-    since: dict[str, list[float]] = {}
+    loader = DataLoader(draws, batch_sampler=batches, collate_fn=processor.collate, num_workers=workers)
+    bar = tqdm(loader, desc="train", initial=state.step, total=steps, disable=rank > 0, leave=False)
+    since: dict[str, list[float]] = {}  # the last row of the log
     model.train()
     for batch in bar:
-        batch = BatchFeature(batch).to(accelerator.device)
-        images = batch.pixel_values.contiguous(memory_format=torch.channels_last)
-        torch.manual_seed((recipe.seed * 1_000_003 + step) * world + rank)  # dropout too is a function of the step, not a state
-        loss, parts = model(images, batch.pixel_mask, batch.labels)
-        if not loss.isfinite(): raise FloatingPointError(f"step {step + 1}: the loss is {loss.item()}; the last checkpoint is {path}")
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        if average is not None: average.update_parameters(detector)
-        lr = schedule.get_last_lr()[0]
-        schedule.step()
-        step += 1
-        numbers = {"loss": loss, "grad_norm": norm} | {k: v for k, v in parts.items() if not re.search(r"_\d+$", k)}
+        torch.manual_seed((recipe.seed * 1_000_003 + state.step) * world + rank)  # dropout too is a function of the step, not a state
+        lr = state.schedule.get_last_lr()[0]
+        numbers = take_step(state, model, optimizer, BatchFeature(batch).to(accelerator.device), accelerator)
         for name, value in numbers.items(): since.setdefault(name, []).append(float(value.detach()))
-        look = step in looks
+        step, look = state.step, state.step in looks
+        row = {}
         if look or step <= 20 or step % 20 == 0:
-            means = {k: torch.tensor(sum(v) / len(v), device=accelerator.device) for k, v in since.items()}
+            row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr} | means(since, accelerator)
             since.clear()
-            means = {k: float(v) for k, v in accelerator.reduce(means, "mean").items()}
-            row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr} | means
             bar.set_postfix(loss=f"{row['loss']:.3f}")
-        if look and val is not None:
-            scores = watch(kept, val, processor, out)
-            if rank == 0: row |= scores
-        if rank == 0:
-            if look or step <= 20 or step % 20 == 0: log.write(row)
-            if look and callback: callback(step, kept)
-            if look or step % 500 == 0 or step == last:
-                parts = {"model": grouped, "optimizer": optimizer, "schedule": schedule} | ({"average": average} if average is not None else {})
-                save_atomically({k: v.state_dict() for k, v in parts.items()} | {"step": step, "recipe": asdict(recipe)}, path)
-                kept.save_pretrained(out / "model")
-                processor.save_pretrained(out / "model")
+        if look and val is not None: row |= watch(state.kept, val, processor, out)
+        if rank > 0: continue
+        if row: log.write(row)
+        if look and callback: callback(step, state.kept)
+        if look or step % 500 == 0 or step == last:
+            state.save(path)
+            state.kept.save_pretrained(out / "model")
+            processor.save_pretrained(out / "model")
     accelerator.wait_for_everyone()
     return out / "model"
 

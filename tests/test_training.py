@@ -12,7 +12,7 @@ import torch
 from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection
 from detr_nb.config import ASSETS
 from detr_nb.pretraining import embedded_start, scenes_config, scenes_processor
-from detr_nb.training import RECIPES, Batches, Draws, Recipe, read_log, save_atomically, train
+from detr_nb.training import RECIPES, Batches, Draws, Recipe, State, read_log, train
 
 
 def tiny(seed=0, **changes):
@@ -83,17 +83,19 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 def test_checkpoint_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "checkpoint.pt"
-    save_atomically({"step": 1}, path)
+    path, state = tmp_path / "checkpoint.pt", State(tiny(), SHORT, steps=4)
+    state.step = 1
+    state.save(path)
 
     def fail(value, part):
         part.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
+    state.step = 2
     with pytest.raises(OSError, match="disk full"):
-        save_atomically({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
+        state.save(path)
+    assert torch.load(path, weights_only=True)["step"] == 1
 
 
 def test_a_loss_that_is_not_finite(tmp_path, monkeypatch):
