@@ -34,8 +34,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # %% auto #0
 __all__ = ['FORMATS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LAYOUTS', 'read_size', 'pad_images', 'pad_masks', 'BatchFeature',
-           'read_annotations', 'ProcessorSettings', 'PictureEncoder', 'read_layout', 'in_form', 'DetrImageProcessor',
-           'DetrFeatureExtractor']
+           'read_annotations', 'ProcessorSettings', 'StoredSettings', 'PictureEncoder', 'read_layout', 'in_form',
+           'as_lists', 'DetrImageProcessor', 'DetrFeatureExtractor']
 
 # %% ../nbs/17_processor.ipynb #f6158377
 def read_size(
@@ -71,6 +71,7 @@ def pad_images(
         pixel_mask[i, :h, :w] = 1
     return pixel_values, pixel_mask
 
+# %% ../nbs/17_processor.ipynb #361a1365
 def pad_masks(
     masks: Tensor,          # (T, H, W) bool
     size: tuple[int, int],  # height and width of the canvas
@@ -167,6 +168,9 @@ class ProcessorSettings:
         if self.pad_size: values["pad_size"] = dict(zip(("height", "width"), self.pad_size))
         return self.extra | values | {"resample": 2, "image_processor_type": "DetrImageProcessor"}
 
+# %% ../nbs/17_processor.ipynb #2cbe80f1
+class StoredSettings(ProcessorSettings):
+    "Settings to and from the public file."
     @classmethod
     def from_dict(
         cls,
@@ -202,7 +206,7 @@ class ProcessorSettings:
         return cls.from_dict(read_json(find_file(name, "preprocessor_config.json", revision=revision, local_files_only=local_files_only)), **changes)
 
 # %% ../nbs/17_processor.ipynb #47543ae3
-class PictureEncoder(ProcessorSettings):
+class PictureEncoder(StoredSettings):
     "One picture at a time (`encode`), then many on one canvas (`collate`)."
     def encode(
         self,
@@ -254,6 +258,7 @@ def read_layout(
         raise ValueError(f"{name}={key!r}: want {' or '.join(repr(k) for k in ('channels_first', 'channels_last') if LAYOUTS[k] in allowed)} or None")
     return LAYOUTS[key]
 
+# %% ../nbs/17_processor.ipynb #8be50b60
 def in_form(
     batch: BatchFeature,        # tensors; pictures that are not padded as a list of them
     return_tensors: str | None, # "pt", "np" or None
@@ -267,6 +272,20 @@ def in_form(
         batch = BatchFeature(batch, pixel_values=torch.stack(batch.pixel_values))
     if return_tensors == "pt": return batch
     return BatchFeature({k: v.numpy() if isinstance(v, Tensor) else [{n: t.numpy() for n, t in label.items()} for label in v] for k, v in batch.items()})
+
+# %% ../nbs/17_processor.ipynb #6ef156a1
+def as_lists(
+    images,       # one picture or many: PIL, numpy or torch
+    annotations,  # one dict, a list of them, or None
+) -> tuple[list, list | None]:
+    "Pictures and their annotations as lists of the same length. `ValueError` where they are not, or where there is no picture."
+    single = isinstance(images, (Image.Image, np.ndarray, Tensor)) and not (hasattr(images, "ndim") and images.ndim == 4)
+    images = [images] if single else list(images)
+    if not images: raise ValueError("images is empty: want at least one picture")
+    if isinstance(annotations, dict): annotations = [annotations]
+    if annotations is not None and len(annotations) != len(images):
+        raise ValueError(f"{len(images)} images, {len(annotations)} annotations: want one for each")
+    return images, annotations
 
 # %% ../nbs/17_processor.ipynb #36acf835
 class DetrImageProcessor(PictureEncoder):
@@ -291,12 +310,7 @@ class DetrImageProcessor(PictureEncoder):
             return changed(images, annotations, return_segmentation_masks, masks_path, return_tensors, input_data_format, data_format)
         read_layout("data_format", data_format, True, None)
         channels_first = read_layout("input_data_format", input_data_format, True, False, None)
-        single = isinstance(images, (Image.Image, np.ndarray, Tensor)) and not (hasattr(images, "ndim") and images.ndim == 4)
-        images = [images] if single else list(images)
-        if not images: raise ValueError("images is empty: want at least one picture")
-        if isinstance(annotations, dict): annotations = [annotations]
-        if annotations is not None and len(annotations) != len(images):
-            raise ValueError(f"{len(images)} images, {len(annotations)} annotations: want one for each")
+        images, annotations = as_lists(images, annotations)
         targets = [None] * len(images)
         if annotations is not None:
             targets = read_annotations(images, annotations, self.format, channels_first, return_segmentation_masks, masks_path)
