@@ -17,14 +17,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .detector import DetrForObjectDetection
+from .mask_head import DetrForSegmentation
 from .panoptic import CocoPanoptic, Quality, compare_segments, id_to_rgb, read_panoptic, read_panoptic_file, summarize_quality
 from .post_processing import answers, resize_masks, to_rle
 from .processor import DetrImageProcessor
 from .scenes import write_json
 
 # %% auto #0
-__all__ = ['METRICS', 'gather_objects', 'CocoEvaluator', 'things_of', 'share_of_pictures', 'run_model', 'evaluate',
-           'format_tables', 'format_qualities', 'PanopticEvaluator', 'png_bytes', 'evaluate_panoptic']
+__all__ = ['METRICS', 'gather_objects', 'box_rows', 'mask_entries', 'CocoEvaluator', 'things_of', 'share_of_pictures',
+           'run_model', 'evaluate', 'format_tables', 'png_bytes', 'count_qualities', 'PanopticEvaluator',
+           'evaluate_panoptic', 'format_qualities', 'headline']
 
 # %% ../nbs/18_evaluation.ipynb #ac28b841
 def gather_objects(value) -> list:
@@ -33,6 +36,26 @@ def gather_objects(value) -> list:
     values = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+# %% ../nbs/18_evaluation.ipynb #1c17ce2e
+def box_rows(
+    predictions: Mapping[int, Mapping[str, np.ndarray]],  # image id → scores (K,), labels (K,), boxes (K, 4; corners)
+) -> np.ndarray:                                          # (ΣK, 7) float64: image, x, y, width, height, score, category
+    "All boxes as `pycocotools` loads them, in order of the images."
+    rows = [
+        np.column_stack([np.full(len(p["scores"]), i), p["boxes"][:, :2], p["boxes"][:, 2:] - p["boxes"][:, :2], p["scores"], p["labels"]])
+        for i, p in sorted(predictions.items())
+    ]
+    return np.concatenate([*rows, np.zeros((0, 7))]).astype(np.float64)
+
+def mask_entries(
+    predictions: Mapping[int, Mapping],  # image id → scores (K,), labels (K,), masks: K run lengths
+) -> list[dict]:
+    "All masks as `pycocotools` loads them, in order of the images."
+    return [
+        {"image_id": i, "category_id": int(label), "score": float(score), "segmentation": mask}
+        for i, p in sorted(predictions.items()) for score, label, mask in zip(p["scores"], p["labels"], p["masks"])
+    ]
 
 # %% ../nbs/18_evaluation.ipynb #e6f92a8e
 METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR 1", "AR 10", "AR 100", "AR small", "AR medium", "AR large")
@@ -67,19 +90,6 @@ class CocoEvaluator:
         "Give every process the detections of all. A picture that two of them saw counts once."
         self.predictions = {k: v for part in gather_objects(self.predictions) for k, v in part.items()}
 
-    def results(self, iou_type: str) -> np.ndarray | list[dict]:
-        "All detections as `pycocotools` loads them: rows of seven numbers for boxes, dicts for masks."
-        if iou_type == "segm":
-            return [
-                {"image_id": i, "category_id": int(label), "score": float(score), "segmentation": mask}
-                for i, p in sorted(self.predictions.items()) for score, label, mask in zip(p["scores"], p["labels"], p["masks"])
-            ]
-        rows = [
-            np.column_stack([np.full(len(p["scores"]), i), p["boxes"][:, :2], p["boxes"][:, 2:] - p["boxes"][:, :2], p["scores"], p["labels"]])
-            for i, p in sorted(self.predictions.items())
-        ]
-        return np.concatenate([*rows, np.zeros((0, 7))]).astype(np.float64)
-
     def accumulate(
         self,
         category_ids: Sequence[int] | None = None,  # only these: all
@@ -87,7 +97,7 @@ class CocoEvaluator:
         "Match detections with the truth of the pictures seen and compute precision and recall."
         from pycocotools.cocoeval import COCOeval
         for iou_type in self.iou_types:
-            results = self.results(iou_type)
+            results = (box_rows if iou_type == "bbox" else mask_entries)(self.predictions)
             with contextlib.redirect_stdout(io.StringIO()):
                 found = self.coco.loadRes(results) if len(results) else type(self.coco)()
                 evaluation = COCOeval(self.coco, found, iou_type)
@@ -177,15 +187,33 @@ def format_tables(
     rows = [" " * 10 + "".join(f"{name:>14}" for name in tables)]
     return "\n".join(rows + [f"{metric:<10}" + "".join(f"{table[metric]:14.3f}" for table in tables.values()) for metric in METRICS])
 
-def format_qualities(
-    tables: Mapping[str, Mapping],  # what `PanopticEvaluator.summarize` returns
-) -> str:
-    "Panoptic quality as text, a row for all, things and stuff."
-    numbers = lambda table: "".join(f"{table[name]:9.3f}" for name in ("pq", "sq", "rq")) + f"{table['n']:9d}"
-    rows = [f"{kind:<8}" + numbers(tables[kind]) for kind in ("All", "Things", "Stuff")]
-    return "\n".join([" " * 8 + "".join(f"{name:>9}" for name in ("PQ", "SQ", "RQ", "classes")), *rows])
+# %% ../nbs/18_evaluation.ipynb #9fcca297
+def png_bytes(
+    segmentation: Tensor,  # (H, W) of ids
+) -> bytes:
+    "A panoptic PNG."
+    with io.BytesIO() as file:
+        Image.fromarray(id_to_rgb(segmentation.cpu().numpy())).save(file, format="PNG", compress_level=1)
+        return file.getvalue()
 
-# %% ../nbs/18_evaluation.ipynb #6236e5e8
+# %% ../nbs/18_evaluation.ipynb #16492a3a
+def count_qualities(
+    truth: Mapping[int, Mapping],       # image id → its annotation: file_name, segments_info
+    truth_folder: Path,                 # of its PNGs
+    found: Mapping[int, Mapping],       # the same of what was found
+    found_folder: Path,
+) -> dict[int, Quality]:                # by category
+    "Panoptic quality's counts over all pictures, read from their PNGs."
+    counts: dict[int, Quality] = {}
+    for image_id, annotation in truth.items():
+        mine = found[image_id]
+        true_ids = read_panoptic(truth_folder / annotation["file_name"], annotation["segments_info"])
+        found_ids = read_panoptic(found_folder / mine["file_name"], mine["segments_info"], true_ids.shape)
+        for category, quality in compare_segments(true_ids, annotation["segments_info"], found_ids, mine["segments_info"]).items():
+            counts[category] = counts.get(category, Quality()) + quality
+    return counts
+
+# %% ../nbs/18_evaluation.ipynb #423baaab
 class PanopticEvaluator:
     "Panoptic quality over as many processes as there are (the original's `datasets/panoptic_eval.py`). The predictions are left behind as COCO wants them."
     def __init__(
@@ -229,27 +257,10 @@ class PanopticEvaluator:
         picture of the truth without a prediction."""
         found = {p["image_id"]: p for p in self.predictions}
         if missing := sorted(set(self.annotations) - set(found)): raise ValueError(f"no prediction for the images {missing[:10]}")
-        return gather_objects(self.count(found) if share_of_pictures(1).start == 0 else None)[0]  # one process writes and counts
-
-    def count(self, found: Mapping[int, Mapping]) -> dict[str, dict]:
-        "Write predictions.json, and compare every picture's segments with the truth."
-        counts = {}
+        if share_of_pictures(1).start > 0: return gather_objects(None)[0]  # one process writes and counts
         write_json({"annotations": [found[i] for i in sorted(found)], "categories": self.truth["categories"]}, self.output_dir / "predictions.json")
-        for image_id, annotation in self.annotations.items():
-            true_ids = read_panoptic(self.ann_folder / annotation["file_name"], annotation["segments_info"])
-            mine = found[image_id]
-            found_ids = read_panoptic(self.output_dir / mine["file_name"], mine["segments_info"], true_ids.shape)
-            for category, quality in compare_segments(true_ids, annotation["segments_info"], found_ids, mine["segments_info"]).items():
-                counts[category] = counts.get(category, Quality()) + quality
-        return summarize_quality(counts, self.truth["categories"])
-
-def png_bytes(
-    segmentation: Tensor,  # (H, W) of ids
-) -> bytes:
-    "A panoptic PNG."
-    with io.BytesIO() as file:
-        Image.fromarray(id_to_rgb(segmentation.cpu().numpy())).save(file, format="PNG", compress_level=1)
-        return file.getvalue()
+        counts = count_qualities(self.annotations, self.ann_folder, found, self.output_dir)
+        return gather_objects(summarize_quality(counts, self.truth["categories"]))[0]
 
 # %% ../nbs/18_evaluation.ipynb #cc5bd6cb
 def evaluate_panoptic(
@@ -271,3 +282,31 @@ def evaluate_panoptic(
         evaluator.update([result | {"image_id": target["image_id"]} for result, (_, target) in zip(results, items)])
     evaluator.synchronize_between_processes()
     return evaluator.summarize()
+
+# %% ../nbs/18_evaluation.ipynb #b22b3dc7
+def format_qualities(
+    tables: Mapping[str, Mapping],  # what `PanopticEvaluator.summarize` returns
+) -> str:
+    "Panoptic quality as text, a row for all, things and stuff."
+    numbers = lambda table: "".join(f"{table[name]:9.3f}" for name in ("pq", "sq", "rq")) + f"{table['n']:9d}"
+    rows = [f"{kind:<8}" + numbers(tables[kind]) for kind in ("All", "Things", "Stuff")]
+    return "\n".join([" " * 8 + "".join(f"{name:>9}" for name in ("PQ", "SQ", "RQ", "classes")), *rows])
+
+# %% ../nbs/18_evaluation.ipynb #ac5e481b
+def headline(
+    model: DetrForObjectDetection | DetrForSegmentation,
+    val,        # `CocoDetection`, `SceneDetection` or `CocoPanoptic`
+    processor: DetrImageProcessor,
+    out: Path,  # gets the segments of panoptic data
+) -> dict[str, float]:
+    "What a training's log says about a validation split: AP, of masks too where the model draws them, or PQ where the data is panoptic."
+    masks = isinstance(model, DetrForSegmentation)
+    if masks and isinstance(val, CocoPanoptic):
+        tables = evaluate_panoptic(model, val, processor, out / "panoptic")
+        return {"PQ": tables["All"]["pq"], "PQ things": tables["Things"]["pq"], "PQ stuff": tables["Stuff"]["pq"]}
+    tables = evaluate(model, val, processor, iou_types=("bbox", "segm") if masks else ("bbox",))
+    scores = {k: tables["all"][k] for k in ("AP", "AP50", "AP75")}
+    if "things" in tables: scores["AP things"] = tables["things"]["AP"]
+    if masks: scores["mask AP"] = tables["all masks"]["AP"]
+    if "things masks" in tables: scores["mask AP things"] = tables["things masks"]["AP"]
+    return scores

@@ -17,8 +17,8 @@ from .mask_losses import mask_losses, stack_masks
 from .matcher import HungarianMatcher, at_least_float32
 
 # %% auto #0
-__all__ = ['LOSSES', 'mean_over_processes', 'Pairs', 'join_pairs', 'class_loss', 'box_losses', 'cardinality_error', 'DetrLoss',
-           'weighted_sum']
+__all__ = ['LOSSES', 'mean_over_processes', 'Pairs', 'join_pairs', 'class_loss', 'box_losses', 'cardinality_error',
+           'matched_mask_losses', 'DetrLoss', 'weighted_sum']
 
 # %% ../nbs/10_losses.ipynb #4aa20864
 def mean_over_processes(
@@ -87,6 +87,25 @@ def cardinality_error(
     found = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1).float()
     return (found - torch.tensor(sizes, device=logits.device).float()).abs().mean(1)
 
+# %% ../nbs/10_losses.ipynb #dd49649d
+def matched_mask_losses(
+    outputs: Mapping,                         # `pred_masks` (B, N, h, w); or a function: pictures and queries, both (M,) → masks (M, h, w)
+    targets: Sequence[Mapping[str, Tensor]],  # B of: class_labels (T,), masks (T, H, W)
+    pairs: Pairs,                             # of one layer
+    num_boxes: Tensor,
+) -> dict[str, Tensor]:
+    "Focal and dice loss of the last layer's matched pairs."
+    if outputs.get("pred_masks") is None: raise ValueError(f"outputs have {sorted(outputs)}: want 'pred_masks' for the loss 'masks'")
+    for i, target in enumerate(targets):
+        if "masks" not in target: raise ValueError(f"labels[{i}] has the keys {sorted(target)}: want 'masks' too")
+        if target["masks"].dim() != 3 or len(target["masks"]) != len(target["class_labels"]):
+            count, shape = len(target["class_labels"]), tuple(target["masks"].shape)
+            raise ValueError(f"labels[{i}]: {count} class_labels, masks of shape {shape}: want ({count}, H, W)")
+    masks = outputs["pred_masks"]
+    masks = masks(pairs.picture, pairs.query) if callable(masks) else masks[pairs.picture, pairs.query]
+    truth = stack_masks([t["masks"] for t in targets]).to(masks.device)
+    return mask_losses(at_least_float32(masks), truth[pairs.target], num_boxes)
+
 # %% ../nbs/10_losses.ipynb #9842de12
 LOSSES = "labels", "boxes", "cardinality", "masks"
 
@@ -132,21 +151,8 @@ class DetrLoss(nn.Module):
             result["loss_bbox"], result["loss_giou"] = box_losses(boxes, torch.cat([t["boxes"] for t in targets]), pairs, num_boxes)
         if "cardinality" in self.losses: result["cardinality_error"] = cardinality_error(logits, sizes)
         final = {name: values[-1] for name, values in result.items()}
-        if "masks" in self.losses: final |= self.mask_losses(outputs, targets, join_pairs(matched[-len(sizes) :], sizes, logits.device), num_boxes)
+        if "masks" in self.losses: final |= matched_mask_losses(outputs, targets, join_pairs(matched[-len(sizes) :], sizes, logits.device), num_boxes)
         return final | {f"{name}_{i}": values[i] for i in range(len(layers) - 1) for name, values in result.items()}
-
-    def mask_losses(self, outputs: Mapping, targets: Sequence[Mapping[str, Tensor]], pairs: Pairs, num_boxes: Tensor) -> dict[str, Tensor]:
-        "Focal and dice loss of the last layer's matched pairs."
-        if outputs.get("pred_masks") is None: raise ValueError(f"outputs have {sorted(outputs)}: want 'pred_masks' for the loss 'masks'")
-        for i, target in enumerate(targets):
-            if "masks" not in target: raise ValueError(f"labels[{i}] has the keys {sorted(target)}: want 'masks' too")
-            if target["masks"].dim() != 3 or len(target["masks"]) != len(target["class_labels"]):
-                count, shape = len(target["class_labels"]), tuple(target["masks"].shape)
-                raise ValueError(f"labels[{i}]: {count} class_labels, masks of shape {shape}: want ({count}, H, W)")
-        masks = outputs["pred_masks"]
-        masks = masks(pairs.picture, pairs.query) if callable(masks) else masks[pairs.picture, pairs.query]
-        truth = stack_masks([t["masks"] for t in targets]).to(masks.device)
-        return mask_losses(at_least_float32(masks), truth[pairs.target], num_boxes)
 
 # %% ../nbs/10_losses.ipynb #6ad68b28
 def weighted_sum(

@@ -24,15 +24,15 @@ from torch.utils.data import DataLoader, Dataset
 from .config import DetrConfig
 from .data import detection_target, random_scale, to_rgb_tensor
 from .detector import DetrForObjectDetection
-from .evaluation import evaluate, evaluate_panoptic
+from .evaluation import headline
 from .mask_head import DetrForSegmentation
-from .panoptic import CocoPanoptic, panoptic_target
+from .panoptic import panoptic_target
 from .processor import BatchFeature, DetrImageProcessor
 
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'coco_config', 'GroupedQueries', 'MaskLearner', 'as_learner', 'make_optimizer', 'Batches',
            'without_crowds', 'Draws', 'read_log', 'Log', 'State', 'take_step', 'check_categories', 'count_steps',
-           'start_processes', 'means', 'watch', 'train', 'Recorder']
+           'start_processes', 'means', 'train', 'Recorder']
 
 # %% ../nbs/20_training.ipynb #93f105fb
 @dataclass(frozen=True)
@@ -331,25 +331,6 @@ def means(
     tensors = {k: torch.tensor(sum(v) / len(v), device=accelerator.device) for k, v in values.items()}
     return {k: float(v) for k, v in accelerator.reduce(tensors, "mean").items()}
 
-# %% ../nbs/20_training.ipynb #87109a4e
-def watch(
-    model: DetrForObjectDetection | DetrForSegmentation,
-    val: Dataset,
-    processor: DetrImageProcessor,
-    out: Path,  # gets the segments of panoptic data
-) -> dict[str, float]:
-    "What the log says about a validation split: AP, of masks too where the model draws them, or PQ where the data is panoptic."
-    masks = isinstance(model, DetrForSegmentation)
-    if masks and isinstance(val, CocoPanoptic):
-        tables = evaluate_panoptic(model, val, processor, out / "panoptic")
-        return {"PQ": tables["All"]["pq"], "PQ things": tables["Things"]["pq"], "PQ stuff": tables["Stuff"]["pq"]}
-    tables = evaluate(model, val, processor, iou_types=("bbox", "segm") if masks else ("bbox",))
-    scores = {k: tables["all"][k] for k in ("AP", "AP50", "AP75")}
-    if "things" in tables: scores["AP things"] = tables["things"]["AP"]
-    if masks: scores["mask AP"] = tables["all masks"]["AP"]
-    if "things masks" in tables: scores["mask AP things"] = tables["things masks"]["AP"]
-    return scores
-
 # %% ../nbs/20_training.ipynb #5c50536c
 def train(
     detector: DetrForObjectDetection | DetrForSegmentation,  # masks are learned too; of a frozen detector, they alone
@@ -400,7 +381,7 @@ def train(
             row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr} | means(since, accelerator)
             since.clear()
             bar.set_postfix(loss=f"{row['loss']:.3f}")
-        if look and val is not None: row |= watch(state.kept, val, processor, out)
+        if look and val is not None: row |= headline(state.kept, val, processor, out)
         if rank > 0: continue
         if row: log.write(row)
         if look and callback: callback(step, state.kept)

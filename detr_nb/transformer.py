@@ -14,7 +14,23 @@ from torch.nn.functional import dropout, scaled_dot_product_attention
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "swish": nn.SiLU, "tanh": nn.Tanh}
 
 # %% auto #0
-__all__ = ['ACTIVATIONS', 'Attention', 'EncoderLayer', 'DecoderLayer', 'Encoder', 'DecoderStates', 'Decoder']
+__all__ = ['ACTIVATIONS', 'attend', 'Attention', 'EncoderLayer', 'DecoderLayer', 'Encoder', 'DecoderStates', 'Decoder']
+
+# %% ../nbs/07_transformer.ipynb #a3f544c3
+def attend(
+    q: Tensor,                  # (…, T, d)
+    k: Tensor,                  # (…, S, d)
+    v: Tensor,                  # (…, S, d)
+    mask: Tensor | None = None, # broadcasts to (…, T, S): True where a key may be looked at
+    p: float = 0.0,             # dropout of the weights
+    need_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    "Scaled dot-product attention: the mixed values (…, T, d) and, on request, the weights (…, T, S)."
+    if not need_weights: return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p), None
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1)
+    return dropout(weights, p) @ v, weights
 
 # %% ../nbs/07_transformer.ipynb #d49a6933
 class Attention(nn.Module):
@@ -49,17 +65,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         "The new tokens (B, T, d) and, on request, the attention (B, heads, T, S), whose rows sum to 1."
         q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(value))
-        if mask is not None:
-            mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None]
-        p = self.attention_dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-            if mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
-            weights = scores.softmax(-1)
-            mixed = dropout(weights, p) @ v
-        else:
-            mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        if mask is not None: mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None]
+        mixed, weights = attend(q, k, v, mask, self.attention_dropout if self.training else 0.0, need_weights)
         return self.out_proj(mixed.transpose(1, 2).flatten(-2)), weights
 
 # %% ../nbs/07_transformer.ipynb #ce6b9d07
@@ -126,7 +133,7 @@ class DecoderLayer(EncoderLayer):
         x = self.encoder_attn_layer_norm(x + self.dropout(mixed))
         return self.final_layer_norm(x + self.feed_forward(x)), self_weights, cross_weights
 
-# %% ../nbs/07_transformer.ipynb #45c81d82
+# %% ../nbs/07_transformer.ipynb #bf8109b0
 def _skip(module: nn.Module, layerdrop: float) -> bool:
     return module.training and layerdrop > 0 and torch.rand(()).item() < layerdrop
 
@@ -153,6 +160,7 @@ class Encoder(nn.Module):
             attentions.append(weights)
         return states, attentions
 
+# %% ../nbs/07_transformer.ipynb #7bf23b5c
 class DecoderStates(NamedTuple):
     "What the decoder says; L layers."
     last: Tensor                            # (B, N, d) normed: what the heads predict from
@@ -161,6 +169,7 @@ class DecoderStates(NamedTuple):
     self_attentions: list[Tensor | None]    # L of (B, heads, N, N)
     cross_attentions: list[Tensor | None]   # L of (B, heads, N, S)
 
+# %% ../nbs/07_transformer.ipynb #6f11b916
 class Decoder(nn.Module):
     "A stack of decoder layers and the one layer norm that every layer's output goes through before the heads see it."
     def __init__(
