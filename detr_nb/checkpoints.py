@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,29 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_mo
 
 # %% auto #0
 __all__ = ['WEIGHT_FILES', 'ORIGINAL_NAMES', 'NATIVE_NAMES', 'HUB_5_NAMES', 'read_weights', 'rename', 'to_hub_layout',
-           'load_weights', 'write_weights', 'Pretrained']
+           'load_weights', 'write_weights', 'open_checkpoint', 'Pretrained']
 
 # %% ../nbs/12_checkpoints.ipynb #c08cbe6e
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    "The tensors of a `.bin` or `.pth` file. `ValueError` if it is truncated, foreign, or holds code."
+    import argparse
+    import pickle
+    with open(path, "rb") as file: start = file.read(2)
+    if start not in (b"PK", b"\x80\x02"): raise ValueError(f"{path}: not a whole PyTorch file (it begins with {start!r}); fetch or copy it again")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: refused, for it holds more than tensors and could run code when opened ({str(error).splitlines()[0]})") from error
+    except (RuntimeError, EOFError) as error:
+        why = (str(error).splitlines() or ["it ends too early"])[0]
+        raise ValueError(f"{path}: not a whole PyTorch file ({why}); fetch or copy it again") from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: want a mapping from names to tensors, or one under 'model'")
+    return state
+
+# %% ../nbs/12_checkpoints.ipynb #7a388f10
 def read_weights(
     path: str | os.PathLike,  # .safetensors; .bin and .pth: a pickle, read with `weights_only`; or the index of a sharded one
 ) -> dict[str, Tensor]:
@@ -42,24 +63,17 @@ def read_weights(
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path}: not a whole safetensors file ({error}); fetch or copy it again") from error
-    import argparse
-    import pickle
-    with open(path, "rb") as file: start = file.read(2)
-    if start not in (b"PK", b"\x80\x02"): raise ValueError(f"{path}: not a whole PyTorch file (it begins with {start!r}); fetch or copy it again")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused, for it holds more than tensors and could run code when opened ({str(error).splitlines()[0]})") from error
-    except (RuntimeError, EOFError) as error:
-        why = (str(error).splitlines() or ["it ends too early"])[0]
-        raise ValueError(f"{path}: not a whole PyTorch file ({why}); fetch or copy it again") from error
-    state = state.get("model", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path}: want a mapping from names to tensors, or one under 'model'")
-    return state
+    return _read_pickle(path)
 
-# %% ../nbs/12_checkpoints.ipynb #31b38a9e
+# %% ../nbs/12_checkpoints.ipynb #4d07f570
+def rename(
+    key: str,
+    rules: list,  # (pattern, replacement), applied in order
+) -> str:
+    for pattern, replacement in rules: key = re.sub(pattern, replacement, key)
+    return key
+
+# %% ../nbs/12_checkpoints.ipynb #e3b5a9c3
 ORIGINAL_NAMES = [  # facebookresearch/detr → hub; `in_proj` is split first
     (r"backbone\.0\.body\.", "model.backbone.conv_encoder.model."),
     (r"backbone\.1\.(row|col)_embed\.", lambda m: f"model.backbone.position_embedding.{'row' if m[1] == 'row' else 'column'}_embeddings."),
@@ -74,6 +88,8 @@ ORIGINAL_NAMES = [  # facebookresearch/detr → hub; `in_proj` is split first
     (r"query_embed\.", "model.query_position_embeddings."), (r"input_proj\.", "model.input_projection."),
     (r"class_embed\.", "class_labels_classifier."), (r"bbox_embed\.", "bbox_predictor."),
 ]
+
+# %% ../nbs/12_checkpoints.ipynb #801c5abc
 NATIVE_NAMES = [  # transformers' own ResNet (revision "no_timm") → timm's names
     (r"embedder\.embedder\.convolution\.", "conv1."), (r"embedder\.embedder\.normalization\.", "bn1."),
     (r"encoder\.stages\.(\d+)\.layers\.", lambda m: f"layer{int(m[1]) + 1}."),
@@ -90,14 +106,7 @@ HUB_5_NAMES = [  # names inside transformers 5's modules → the hub file's
     (r"mask_head\.fpn_stages\.(\d)\.refine\.norm\.", lambda m: f"mask_head.gn{int(m[1]) + 3}."),
 ]
 
-# %% ../nbs/12_checkpoints.ipynb #7c0b3d27
-def rename(
-    key: str,
-    rules: list,  # (pattern, replacement), applied in order
-) -> str:
-    for pattern, replacement in rules: key = re.sub(pattern, replacement, key)
-    return key
-
+# %% ../nbs/12_checkpoints.ipynb #3662f3ab
 def to_hub_layout(
     state: Mapping[str, Tensor],  # any of the public layouts
 ) -> dict[str, Tensor]:
@@ -151,6 +160,20 @@ def write_weights(
     part.chmod(0o644)  # safetensors lets only the owner read
     part.replace(path)
 
+# %% ../nbs/12_checkpoints.ipynb #6b571536
+def open_checkpoint(
+    name: str | os.PathLike,     # a folder, a hub name, an embedded model, or a bare weights file
+    config: DetrConfig | None,   # instead of the checkpoint's own
+    changes: Mapping[str, Any],  # config fields to set after
+    **hub,                       # revision, local_files_only
+) -> tuple[DetrConfig, Path]:
+    "The configuration of a checkpoint, and where its weights lie. `ValueError` for bare weights without a config."
+    bare = name not in EMBEDDED and Path(name).is_file()
+    if bare and config is None: raise ValueError(f"{name}: a bare weights file does not say what network it is; pass config=DetrConfig(…)")
+    if config is None: config = DetrConfig.from_pretrained(name, **hub, **changes)
+    else: config = DetrConfig.from_dict(config.to_dict(), **changes)
+    return config, Path(name) if bare else find_file(name, *WEIGHT_FILES, **hub)
+
 # %% ../nbs/12_checkpoints.ipynb #be44880a
 class Pretrained(nn.Module):
     "What every model can do with a checkpoint. A subclass is built from a `DetrConfig` and keeps it as `config`."
@@ -169,14 +192,7 @@ class Pretrained(nn.Module):
         **changes,                             # config fields to change: num_labels, id2label …
     ):
         "A model in evaluation mode with the weights of a checkpoint. Backbone weights are never fetched: they are part of it."
-        hub = {"revision": revision, "local_files_only": local_files_only}
-        if name not in EMBEDDED and Path(name).is_file():
-            path = Path(name)
-            if config is None: raise ValueError(f"{path}: a bare weights file does not say what network it is; pass config=DetrConfig(…)")
-            config = DetrConfig.from_dict(config.to_dict(), **changes)
-        else:
-            config = DetrConfig.from_pretrained(name, **hub, **changes) if config is None else DetrConfig.from_dict(config.to_dict(), **changes)
-            path = find_file(name, *WEIGHT_FILES, **hub)
+        config, path = open_checkpoint(name, config, changes, revision=revision, local_files_only=local_files_only)
         config.use_pretrained_backbone = False
         model = cls(config)
         state = model.select(to_hub_layout(read_weights(path)))

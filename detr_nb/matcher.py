@@ -50,6 +50,18 @@ def assign(
     pairs = [linear_sum_assignment(matrix[:, :n]) for matrix, n in zip(host, num_targets)]
     return [(torch.from_numpy(rows).long(), torch.from_numpy(columns).long()) for rows, columns in pairs]
 
+# %% ../nbs/08_matcher.ipynb #4d5426eb
+def _check_form(target: Mapping[str, Tensor], name: str) -> None:
+    "`ValueError` or `TypeError` unless a target has class_labels (T,) of whole numbers and boxes (T, 4)."
+    if not isinstance(target, Mapping): raise TypeError(f"{name} is {type(target).__name__}: want a mapping with 'class_labels' and 'boxes'")
+    if "class_labels" not in target or "boxes" not in target:
+        raise ValueError(f"{name} has the keys {sorted(target)}: want 'class_labels' and 'boxes'")
+    if target["boxes"].shape != (len(target["class_labels"]), 4):
+        count, shape = len(target["class_labels"]), tuple(target["boxes"].shape)
+        raise ValueError(f"{name}: {count} class_labels, boxes of shape {shape}: want ({count}, 4)")
+    if len(target["class_labels"]) and target["class_labels"].is_floating_point():
+        raise TypeError(f"{name}: class_labels are {target['class_labels'].dtype}: want whole numbers")
+
 # %% ../nbs/08_matcher.ipynb #89b9b835
 def check_targets(
     targets: Sequence[Mapping[str, Tensor]],  # one a picture: class_labels (T,), boxes (T, 4) centre and size in 0…1
@@ -57,15 +69,7 @@ def check_targets(
     num_queries: int,                         # one warning where a picture has more targets
 ) -> None:
     "`ValueError` that names the picture and the target for a label out of range, a NaN box or a negative size."
-    for i, target in enumerate(targets):
-        if not isinstance(target, Mapping): raise TypeError(f"labels[{i}] is {type(target).__name__}: want a mapping with 'class_labels' and 'boxes'")
-        if "class_labels" not in target or "boxes" not in target:
-            raise ValueError(f"labels[{i}] has the keys {sorted(target)}: want 'class_labels' and 'boxes'")
-        if target["boxes"].shape != (len(target["class_labels"]), 4):
-            count, shape = len(target["class_labels"]), tuple(target["boxes"].shape)
-            raise ValueError(f"labels[{i}]: {count} class_labels, boxes of shape {shape}: want ({count}, 4)")
-        if len(target["class_labels"]) and target["class_labels"].is_floating_point():
-            raise TypeError(f"labels[{i}]: class_labels are {target['class_labels'].dtype}: want whole numbers")
+    for i, target in enumerate(targets): _check_form(target, f"labels[{i}]")
     sizes = [len(t["class_labels"]) for t in targets]
     if not sum(sizes): return
     labels, boxes = torch.cat([t["class_labels"] for t in targets]), torch.cat([t["boxes"] for t in targets])
