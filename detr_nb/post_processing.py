@@ -24,7 +24,7 @@ from .panoptic import id_to_rgb, largest, merge_masks, pick, rgb_to_id
 __all__ = ['check_sizes', 'canvas_share', 'scale_boxes', 'post_process_object_detection', 'picture_cells', 'resize_masks',
            'whole_sizes', 'Answer', 'answers', 'could_win', 'class_map', 'post_process_semantic_segmentation',
            'check_compat', 'post_process_panoptic_segmentation', 'to_rle', 'post_process_instance_segmentation',
-           'post_process_segmentation', 'post_process_instance', 'post_process_panoptic', 'number_pixels',
+           'post_process_segmentation', 'post_process_instance', 'number_pixels', 'post_process_panoptic',
            'merge_as_transformers', 'rle_as_transformers']
 
 # %% ../nbs/16_post_processing.ipynb #18c302b0
@@ -88,6 +88,7 @@ def picture_cells(
     rows, columns = pixel_mask[:, 0].bool().sum(), pixel_mask[0].bool().sum()
     return part(int(rows), pixel_mask.shape[0], size[0]), part(int(columns), pixel_mask.shape[1], size[1])
 
+# %% ../nbs/16_post_processing.ipynb #a3a0b708
 def resize_masks(
     masks: Tensor,                             # (K, h, w) float
     size: tuple[int, int] | None,              # height, width of the result; None: stay
@@ -113,6 +114,7 @@ def whole_sizes(
     if (sizes < 1).any() or (sizes != sizes.round()).any(): raise ValueError(f"target_sizes={sizes.tolist()}: want whole numbers of at least 1")
     return [tuple(map(int, s)) for s in sizes.tolist()]
 
+# %% ../nbs/16_post_processing.ipynb #00fcdc38
 class Answer(NamedTuple):
     "What the network says about one picture of a batch."
     logits: Tensor                      # (N, C + 1)
@@ -126,6 +128,7 @@ class Answer(NamedTuple):
         keep = ((labels < self.logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
         return keep, scores[keep], labels[keep]
 
+# %% ../nbs/16_post_processing.ipynb #97e17e81
 def answers(
     outputs,                           # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     target_sizes=None,                 # (B, 2) height, width; None: the masks' own
@@ -150,6 +153,7 @@ def could_win(
     most, least = max_pool2d(scores, 2, 1), -max_pool2d(-scores, 2, 1)
     return (most * (1 + 1e-6) >= least.amax(0)).flatten(1).any(1).nonzero()[:, 0]  # the margin is for rounding
 
+# %% ../nbs/16_post_processing.ipynb #5a810568
 def class_map(
     scores: Tensor,                            # (C, h, w) at least 0
     size: tuple[int, int] | None = None,
@@ -161,6 +165,7 @@ def class_map(
     which = largest(enlarged for some in scores[classes].split(together) for enlarged in resize_masks(some, size, cells))[1]
     return pick(classes, which)
 
+# %% ../nbs/16_post_processing.ipynb #71687555
 def post_process_semantic_segmentation(
     outputs,                           # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     target_sizes=None,                 # (B, 2) height, width of the original pictures; None: the masks' own size
@@ -173,7 +178,7 @@ def post_process_semantic_segmentation(
         result.append(class_map(scores, size, cells))
     return result
 
-# %% ../nbs/16_post_processing.ipynb #8a7855f5
+# %% ../nbs/16_post_processing.ipynb #6da25b50
 def check_compat(compat: str | None) -> bool:
     if compat not in (None, "transformers"): raise ValueError(f"compat={compat!r}: want None or 'transformers'")
     return compat == "transformers"
@@ -248,6 +253,7 @@ def post_process_segmentation(
         result.append({"scores": scores, "labels": labels, "masks": masks.long()})
     return result
 
+# %% ../nbs/16_post_processing.ipynb #c88cf1ef
 def post_process_instance(
     results: list[dict],               # what `post_process` returned: changed in place
     outputs,
@@ -265,6 +271,22 @@ def post_process_instance(
     for found, mask, (height, width), original in zip(results, masks, sizes, originals):
         found["masks"] = interpolate(mask[:, None, :height, :width].float(), original, mode="nearest").byte()
     return results
+
+# %% ../nbs/16_post_processing.ipynb #4ca8a841
+def number_pixels(
+    masks: Tensor,             # (K, h, w) logits
+    labels: Sequence[int],
+    things: Mapping[int, bool],  # a class that is False here is stuff, whose masks become the first of them
+    size: Sequence[int],
+) -> tuple[np.ndarray, list[int]]:
+    "Each pixel's likeliest mask at a size (nearest neighbour), and how many pixels each has."
+    ids = masks.argmax(0) if len(masks) else torch.zeros(masks.shape[1:], dtype=torch.int64)
+    first: dict[int, int] = {}
+    for k, label in enumerate(labels):
+        if not things.get(label, True): ids = ids.masked_fill(ids == k, first.setdefault(label, k))
+    image = Image.fromarray(id_to_rgb(ids.cpu().numpy())).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    ids = rgb_to_id(np.asarray(image))
+    return ids, np.bincount(ids.ravel(), minlength=len(masks))[: len(masks)].tolist()
 
 # %% ../nbs/16_post_processing.ipynb #03c5c29e
 def post_process_panoptic(
@@ -299,21 +321,6 @@ def post_process_panoptic(
             Image.fromarray(id_to_rgb(ids)).save(file, format="PNG")
             result.append({"png_string": file.getvalue(), "segments_info": segments})
     return result
-
-def number_pixels(
-    masks: Tensor,             # (K, h, w) logits
-    labels: Sequence[int],
-    things: Mapping[int, bool],  # a class that is False here is stuff, whose masks become the first of them
-    size: Sequence[int],
-) -> tuple[np.ndarray, list[int]]:
-    "Each pixel's likeliest mask at a size (nearest neighbour), and how many pixels each has."
-    ids = masks.argmax(0) if len(masks) else torch.zeros(masks.shape[1:], dtype=torch.int64)
-    first: dict[int, int] = {}
-    for k, label in enumerate(labels):
-        if not things.get(label, True): ids = ids.masked_fill(ids == k, first.setdefault(label, k))
-    image = Image.fromarray(id_to_rgb(ids.cpu().numpy())).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    ids = rgb_to_id(np.asarray(image))
-    return ids, np.bincount(ids.ravel(), minlength=len(masks))[: len(masks)].tolist()
 
 # %% ../nbs/16_post_processing.ipynb #478fca67
 def merge_as_transformers(
