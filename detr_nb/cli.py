@@ -31,9 +31,10 @@ Model = Annotated[str, typer.Option("--model", "-m", help="a folder, a name on t
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder for the results")]
 
 # %% auto #0
-__all__ = ['app', 'data_app', 'TaskOption', 'Model', 'Out', 'Task', 'load', 'detect_pictures', 'draw_detections',
-           'segment_pictures', 'stuff_ids', 'draw_segments', 'write_segments', 'demo', 'find_pictures', 'open_picture',
-           'drawing_names', 'say', 'detect', 'train_command', 'eval_command', 'scenes', 'main']
+__all__ = ['app', 'data_app', 'TaskOption', 'Model', 'Out', 'Task', 'load', 'detect_pictures', 'draw_detections', 'stuff_ids',
+           'describe', 'segment_pictures', 'draw_segments', 'write_segments', 'demo', 'find_pictures', 'open_picture',
+           'drawing_names', 'say', 'save_drawing', 'save_results', 'detect', 'choose_recipe', 'train_command',
+           'eval_command', 'scenes', 'main']
 
 # %% ../nbs/25_cli.ipynb #2b79e055
 def load(model: str, task: Task = Task.detection):
@@ -70,6 +71,7 @@ def detect_pictures(model, processor, images: list, threshold: float) -> list[li
         for r in results
     ]
 
+# %% ../nbs/25_cli.ipynb #c993a546
 def draw_detections(image, detections: list[dict], title: str = "", ax=None):
     "A picture with its detections."
     import numpy as np
@@ -78,13 +80,30 @@ def draw_detections(image, detections: list[dict], title: str = "", ax=None):
     labels, names = [d["label_id"] for d in detections], {d["label_id"]: d["label"] for d in detections}
     return show_boxes(np.asarray(image), [d["box"] for d in detections], labels, names, [d["score"] for d in detections], title, ax)
 
+# %% ../nbs/25_cli.ipynb #1e48822a
+def stuff_ids(config) -> list[int]:
+    "Which categories of a model are stuff: as its config says, or COCO's, where it has COCO panoptic's numbers of labels."
+    if config.stuff_ids is not None: return config.stuff_ids
+    return list(range(91, config.num_labels)) if config.num_labels in (201, 250) else []
+
+# %% ../nbs/25_cli.ipynb #2be5d404
+def describe(
+    found: dict,                # segmentation (H, W), segments_info: id, label_id … changed in place
+    id2label: dict[int, str],
+) -> None:
+    "Give each segment its category's name, its area and the box around it."
+    from detr_nb.panoptic import masks_to_boxes
+    for segment in found["segments_info"]:
+        mask, category = found["segmentation"] == segment["id"], segment.pop("label_id")
+        x0, y0, x1, y1 = masks_to_boxes(mask[None])[0].tolist()
+        segment |= {"category_id": category, "label": id2label[category], "area": int(mask.sum()), "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        segment.pop("was_fused", None)
+
 # %% ../nbs/25_cli.ipynb #1537d9e8
 def segment_pictures(model, processor, images: list, task: Task, threshold: float) -> list[dict]:
     """For each picture `segmentation` (H, W), each pixel's segment (`semantic`: each pixel's class), and `segments_info`:
     id, category_id, label, score, area, bbox (x, y, width, height in pixels)."""
     import torch
-
-    from detr_nb.panoptic import masks_to_boxes
     inputs, config = processor(images, return_tensors="pt"), model.config
     look = model if task is Task.semantic else partial(model.predict, threshold=threshold)  # semantic maps are votes of all queries
     with torch.inference_mode(): outputs = look(inputs.pixel_values, inputs.pixel_mask)
@@ -94,20 +113,10 @@ def segment_pictures(model, processor, images: list, task: Task, threshold: floa
     else:
         maps = processor.post_process_semantic_segmentation(outputs, **common)
         results = [{"segmentation": m, "segments_info": [{"id": c, "label_id": c} for c in m.unique().tolist()]} for m in maps]
-    for result in results:
-        for segment in result["segments_info"]:
-            mask = result["segmentation"] == segment["id"]
-            x0, y0, x1, y1 = masks_to_boxes(mask[None])[0].tolist()
-            category = segment.pop("label_id")
-            segment |= {"category_id": category, "label": config.id2label[category], "area": int(mask.sum()), "bbox": [x0, y0, x1 - x0, y1 - y0]}
-            segment.pop("was_fused", None)
+    for result in results: describe(result, config.id2label)
     return results
 
-def stuff_ids(config) -> list[int]:
-    "Which categories of a model are stuff: as its config says, or COCO's, where it has COCO panoptic's numbers of labels."
-    if config.stuff_ids is not None: return config.stuff_ids
-    return list(range(91, config.num_labels)) if config.num_labels in (201, 250) else []
-
+# %% ../nbs/25_cli.ipynb #f5eda218
 def draw_segments(image, found: dict, title: str = "", ax=None):
     "A picture through its segments."
     import numpy as np
@@ -194,12 +203,14 @@ def find_pictures(photos: list[str]) -> list[Path]:
         else: paths.append(path)
     return paths
 
+# %% ../nbs/25_cli.ipynb #a0927f34
 def open_picture(path: Path):
     "A picture, upright as its EXIF says, RGB."
     from PIL import Image, ImageOps
     from detr_nb.data import to_rgb
     with Image.open(path) as file: return to_rgb(ImageOps.exif_transpose(file))
 
+# %% ../nbs/25_cli.ipynb #7dd6f836
 def drawing_names(paths: list[Path], out: Path) -> dict[Path, Path]:
     "Where the drawing of each picture goes: no two in one file, and none over a picture that was given."
     taken = {path.resolve() for path in paths}
@@ -220,6 +231,26 @@ def say(path: Path, image, results: list[dict], task: Task, as_json: bool) -> No
     typer.echo(f"{path}: {len(results)} {name}")
     for r in results: typer.echo(f"  {r.get('score', 1):.2f} {r['label']:<12} {r['box'] if task is Task.detection else str(r['area']) + ' pixels'}")
 
+# %% ../nbs/25_cli.ipynb #6f515a29
+def save_drawing(image, found, task: Task, path: Path) -> None:
+    "A picture with what was found on it, eight inches on its longer side."
+    import matplotlib.pyplot as plt
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scale = 8 / max(image.size)
+    ax = plt.figure(figsize=(image.width * scale, image.height * scale), layout="constrained").gca()
+    draw = draw_detections if task is Task.detection else draw_segments
+    draw(image, found, "", ax).figure.savefig(path, dpi=120)
+    plt.close(ax.figure)
+
+def save_results(images: list[dict], annotations: list[dict], config, task: Task, out: Path) -> None:
+    "COCO's file of results: a list for masks of objects; images, annotations and categories for maps."
+    from detr_nb.scenes import write_json
+    if task is Task.instance: return write_json(annotations, out / "instance.json")
+    stuff = stuff_ids(config)
+    categories = [{"id": i, "name": name, "isthing": int(i not in stuff)} for i, name in config.id2label.items() if name != "N/A"]
+    write_json({"images": images, "annotations": annotations, "categories": categories}, out / f"{task.value}.json")
+
+# %% ../nbs/25_cli.ipynb #232cdc33
 @app.command()
 def detect(
     photos: Annotated[list[str], typer.Argument(help="pictures, folders or globs")],
@@ -232,11 +263,9 @@ def detect(
     "Find objects in pictures. A file that is not a picture is named on stderr, the others go on; the exit code is then 1."
     import matplotlib
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from PIL import Image, UnidentifiedImageError
     from tqdm.auto import tqdm
 
-    from detr_nb.scenes import write_json
     network, processor = load(model, task)
     failed, paths, images, annotations = False, find_pictures(photos), [], []
     if not paths: raise FileNotFoundError(f"{', '.join(photos)}: no files")
@@ -252,22 +281,30 @@ def detect(
         else: found = segment_pictures(network, processor, [image], task, threshold)[0]
         say(path, image, found if task is Task.detection else found["segments_info"], task, as_json)
         if not out: continue
-        out.mkdir(parents=True, exist_ok=True)
-        scale = 8 / max(image.size)
-        ax = plt.figure(figsize=(image.width * scale, image.height * scale), layout="constrained").gca()
-        draw = draw_detections if task is Task.detection else draw_segments
-        draw(image, found, "", ax).figure.savefig(drawings[path], dpi=120)
-        plt.close(ax.figure)
+        save_drawing(image, found, task, drawings[path])
         if task is Task.detection: continue
         images.append({"id": len(images) + 1, "file_name": path.name, "width": image.width, "height": image.height})
         written = write_segments(found, out / task.value / drawings[path].name, task)
         annotations += [{"image_id": len(images)} | a for a in written]
-    if images and task is Task.instance: write_json(annotations, out / "instance.json")
-    elif images:
-        stuff = stuff_ids(network.config)
-        categories = [{"id": i, "name": name, "isthing": int(i not in stuff)} for i, name in network.config.id2label.items() if name != "N/A"]
-        write_json({"images": images, "annotations": annotations, "categories": categories}, out / f"{task.value}.json")
+    if images: save_results(images, annotations, network.config, task, out)
     if failed: raise typer.Exit(1)
+
+# %% ../nbs/25_cli.ipynb #9fa63224
+def choose_recipe(
+    preset: str, masks: bool, frozen: bool,
+    steps: int | None, epochs: float | None,  # length: one of them, or the preset's
+    **given,                                  # fields of `Recipe`; one that is None stays the preset's
+):
+    "A preset with what was given changed. `BadParameter` names the option for what cannot be."
+    from detr_nb.training import RECIPES
+    presets = [name for name in RECIPES if not name.endswith("masks")]
+    if preset not in presets: raise typer.BadParameter(f"{preset!r}: want one of {', '.join(presets)}", param_hint="--preset")
+    if steps is not None and epochs is not None: raise typer.BadParameter("give one of --steps and --epochs", param_hint="--steps")
+    given = {name: value for name, value in given.items() if value is not None}
+    if masks: given["query_groups"] = 1
+    if steps is not None: given |= {"steps": steps, "stop": None}
+    if epochs is not None: given |= {"epochs": epochs, "steps": None, "stop": None}
+    return replace(RECIPES[f"{preset} masks" if frozen else preset], **given)
 
 # %% ../nbs/25_cli.ipynb #c23af9b3
 @app.command(name="train")
@@ -291,17 +328,10 @@ def train_command(
 ):
     "Train a detector, or masks, on a COCO folder. Run it under `torchrun` or `accelerate launch` for several processes."
     from detr_nb.own_data import open_split, start_training
-    from detr_nb.training import RECIPES, train
-    presets = [name for name in RECIPES if not name.endswith("masks")]
-    if preset not in presets: raise typer.BadParameter(f"{preset!r}: want one of {', '.join(presets)}", param_hint="--preset")
-    if steps is not None and epochs is not None: raise typer.BadParameter("give one of --steps and --epochs", param_hint="--steps")
+    from detr_nb.training import train
     if frozen_detector and model: raise typer.BadParameter("give one of --frozen-detector and --model", param_hint="--frozen-detector")
     masks = masks or bool(frozen_detector)
-    given = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed} | ({"epochs": epochs, "steps": None} if epochs else {})
-    if masks: given["query_groups"] = 1
-    recipe = RECIPES[f"{preset} masks" if frozen_detector else preset]
-    recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None or (k == "steps" and epochs)})
-    if steps or epochs: recipe = replace(recipe, stop=None)
+    recipe = choose_recipe(preset, masks, bool(frozen_detector), steps, epochs, batch_size=batch_size, lr=lr, seed=seed)
     dataset = open_split(data, "train", panoptic)
     try:
         val = open_split(data, "val", panoptic)
