@@ -8,14 +8,10 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
-from make_docs import last_sentence, notebook_page, prose
+from make_docs import notebook_page, prose
 from reference import module_page
 
 PICTURE = {"output_type": "display_data", "metadata": {}, "data": {"image/png": base64.b64encode(b"a picture").decode()}}
-
-
-def markdown(text: str) -> dict:
-    return {"cell_type": "markdown", "metadata": {}, "source": [text]}
 
 
 def code(text: str, *outputs: dict, tags: tuple = ()) -> dict:
@@ -43,12 +39,11 @@ def test_a_folded_hint_is_markdown():
     assert prose("<details><summary>Hint</summary>\n*Look*.</details>") == "<details><summary>Hint</summary>\n\n*Look*.\n\n</details>\n"
 
 
-def test_a_figure_is_described_by_what_leads_to_it(tmp_path):
-    text = page(tmp_path, markdown("# A\n\nFirst. Two *bold* boxes of `b`:"), code('ax.set_title("one box")', PICTURE))
-    assert r':alt: "Two bold boxes of b; titled \"one box\" (figure drawn by the code above)"' in text
-    assert (tmp_path / "images" / "30_lesson_1_0.png").read_bytes() == b"a picture"
-    assert last_sentence("## Detections") == "Detections"
-    with pytest.raises(ValueError, match="30_lesson.ipynb, cell 0: a figure before any text"): page(tmp_path, code("", PICTURE))
+def test_a_figure_has_words(tmp_path):
+    text = page(tmp_path, code("#| fig-alt: A \"star\" on grey\nshow()", PICTURE), code('strip("boxes");', PICTURE))
+    assert r':alt: "A \"star\" on grey"' in text and "fig-alt" not in text and "; here: boxes" in text
+    assert (tmp_path / "images" / "30_lesson_0_0.png").read_bytes() == b"a picture"
+    with pytest.raises(ValueError, match="30_lesson.ipynb, cell 0: a figure without words"): page(tmp_path, code("show()", PICTURE))
 
 
 def test_other_outputs_are_refused(tmp_path):

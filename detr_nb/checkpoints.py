@@ -22,7 +22,7 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_mo
 
 # %% auto #0
 __all__ = ['WEIGHT_FILES', 'ORIGINAL_NAMES', 'NATIVE_NAMES', 'HUB_5_NAMES', 'read_weights', 'rename', 'to_hub_layout',
-           'load_weights', 'write_weights', 'open_checkpoint', 'Pretrained']
+           'load_weights', 'write_weights', 'save_atomically', 'open_checkpoint', 'Pretrained']
 
 # %% ../nbs/12_checkpoints.ipynb #c08cbe6e
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -158,6 +158,13 @@ def write_weights(
     part = path.with_name(path.name + ".part")
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata={"format": "pt"})
     part.chmod(0o644)  # safetensors lets only the owner read
+    part.replace(path)
+
+# %% ../nbs/12_checkpoints.ipynb #7ef680ae
+def save_atomically(value: dict, path: Path) -> None:
+    "Write tensors, numbers and text as PyTorch does, whole or not at all."
+    part = path.with_name(path.name + ".part")
+    torch.save(value, part)
     part.replace(path)
 
 # %% ../nbs/12_checkpoints.ipynb #6b571536

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.nn.functional import log_softmax
 
 from .backbone import create_backbone
 from .boxes import box_cxcywh_to_xyxy, paired_giou
-from .checkpoints import read_weights, write_weights
+from .checkpoints import read_weights, save_atomically, write_weights
 from .config import ASSETS, DetrConfig
 from .data import SceneDetection
 from .detector import DetrForObjectDetection
@@ -22,8 +23,8 @@ from .processor import DetrImageProcessor
 from .scenes import CATEGORIES, SIZE, THINGS, Scene, draw_scene
 
 # %% auto #0
-__all__ = ['cell_targets', 'PretrainingScenes', 'DensePredictor', 'pretrain_backbone', 'scenes_config', 'scenes_processor',
-           'embedded_start']
+__all__ = ['cell_targets', 'PretrainingScenes', 'DensePredictor', 'dense_losses', 'pretrain_backbone', 'scenes_config',
+           'scenes_processor', 'embedded_start']
 
 # %% ../nbs/19_pretraining.ipynb #ceb9f9e3
 def cell_targets(
@@ -67,35 +68,53 @@ class DensePredictor(nn.Module):
         logits, boxes = self.head(self.backbone(x)[-1]).permute(0, 2, 3, 1).split([1 + len(CATEGORIES), 4], -1)
         return logits, box_cxcywh_to_xyxy(boxes.sigmoid())
 
-# %% ../nbs/19_pretraining.ipynb #08e0dde8
+# %% ../nbs/19_pretraining.ipynb #7caf3a2e
+def dense_losses(
+    logits: Tensor,       # (B, h, w, 13)
+    predicted: Tensor,    # (B, h, w, 4) corners in 0…1
+    mixture: Tensor,      # (B, h, w, 13) shares that add up to 1
+    boxes: Tensor,        # (B, h, w, 4) corners in 0…1
+) -> tuple[Tensor, Tensor]:
+    "Cross-entropy of the classes, and 5 · L1 + 1 − GIoU of the boxes: means over all cells, where one of a thing counts as ten of stuff."
+    weight = 1 + 9 * mixture[..., 1 : 1 + len(THINGS)].sum(-1)
+    weight = weight / weight.mean()
+    class_loss = -(weight * (mixture * log_softmax(logits, -1)).sum(-1)).mean()
+    return class_loss, (weight * (1 - paired_giou(predicted, boxes) + 5 * (predicted - boxes).abs().mean(-1))).mean()
+
+# %% ../nbs/19_pretraining.ipynb #cadd5516
 def pretrain_backbone(
-    path: str | os.PathLike,             # where the weights go (.safetensors, float16)
+    path: str | os.PathLike,             # where the weights go (.safetensors, float16); while it runs, its state lies beside it
     steps: int = 9000, batch_size: int = 8, lr: float = 2e-3, weight_decay: float = 1e-4, seed: int = 1,
+    save_every: int = 500,               # steps
 ) -> list[tuple[float, float]]:          # loss of classes and of boxes at every step
     """Teach the narrow backbone, with ordinary batch norm, what each cell of a scene shows. Its weights are the
-    package's own pretrained backbone."""
+    package's own pretrained backbone. `ValueError` if the state beside it was made with other numbers."""
     from tqdm.auto import tqdm
     torch.manual_seed(seed)
     model = DensePredictor(create_backbone("detr_nb_resnet")).to(memory_format=torch.channels_last).train()
-    loader = torch.utils.data.DataLoader(PretrainingScenes(steps * batch_size, seed), batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+    parts, recipe = {"model": model, "optimizer": optimizer, "schedule": schedule}, [steps, batch_size, lr, weight_decay, seed]
+    state, log = Path(f"{path}.state"), []
+    if state.exists():
+        kept = torch.load(state, weights_only=True)
+        if kept["recipe"] != recipe: raise ValueError(f"{state} was made with steps, batch_size, lr, weight_decay, seed = {kept['recipe']}: want {recipe}")
+        for name, part in parts.items(): part.load_state_dict(kept[name])
+        log = kept["log"]
+    rest = torch.utils.data.Subset(PretrainingScenes(steps * batch_size, seed), range(len(log) * batch_size, steps * batch_size))
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
-    log = []
-    for pictures, mixture, boxes in tqdm(loader, desc="backbone", leave=False):
-        logits, predicted = model(((pictures - mean) / std).permute(0, 3, 1, 2))
-        weight = 1 + 9 * mixture[..., 1 : 1 + len(THINGS)].sum(-1)  # a cell of a thing counts as ten of stuff
-        weight = weight / weight.mean()
-        class_loss = -(weight * (mixture * log_softmax(logits, -1)).sum(-1)).mean()
-        box_loss = (weight * (1 - paired_giou(predicted, boxes) + 5 * (predicted - boxes).abs().mean(-1))).mean()
+    for pictures, mixture, boxes in tqdm(torch.utils.data.DataLoader(rest, batch_size), desc="backbone", initial=len(log), total=steps, leave=False):
+        class_loss, box_loss = dense_losses(*model(((pictures - mean) / std).permute(0, 3, 1, 2)), mixture, boxes)
         optimizer.zero_grad()
         (class_loss + box_loss).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         log.append((class_loss.item(), box_loss.item()))
-    state = {k: v for k, v in model.backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
-    write_weights({k: v.half() for k, v in state.items()}, path)
+        if len(log) % save_every == 0: save_atomically({name: part.state_dict() for name, part in parts.items()} | {"recipe": recipe, "log": log}, state)
+    weights = {k: v.half() for k, v in model.backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
+    write_weights(weights, path)
+    state.unlink(missing_ok=True)
     return log
 
 # %% ../nbs/19_pretraining.ipynb #2a5180aa

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from .checkpoints import save_atomically
 from .config import DetrConfig
 from .data import detection_target, random_scale, to_rgb_tensor
 from .detector import DetrForObjectDetection
@@ -259,9 +260,7 @@ class State:
     def save(self, path: Path) -> None:
         "Write a checkpoint, whole or not at all."
         values = {name: part.state_dict() for name, part in self._parts().items()} | {"step": self.step, "recipe": asdict(self.recipe)}
-        part = path.with_name(path.name + ".part")
-        torch.save(values, part)
-        part.replace(path)
+        save_atomically(values, path)
 
     def load(self, path: Path, device: torch.device | str = "cpu") -> None:
         "Go on from a checkpoint. `ValueError` if another recipe made it."

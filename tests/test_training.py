@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection
 from detr_nb.config import ASSETS
-from detr_nb.pretraining import embedded_start, scenes_config, scenes_processor
+from detr_nb.pretraining import PretrainingScenes, embedded_start, pretrain_backbone, scenes_config, scenes_processor
 from detr_nb.training import RECIPES, Batches, Draws, Recipe, State, read_log, train
 
 
@@ -96,6 +97,24 @@ def test_checkpoint_is_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         state.save(path)
     assert torch.load(path, weights_only=True)["step"] == 1
+
+
+def test_pretraining_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    run = partial(pretrain_backbone, steps=7, batch_size=2, save_every=2)
+    whole, draw = run(tmp_path / "whole"), PretrainingScenes.__getitem__
+
+    def interrupt(self, index):
+        if index >= 10: raise KeyboardInterrupt
+        return draw(self, index)
+
+    monkeypatch.setattr(PretrainingScenes, "__getitem__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts")
+    monkeypatch.setattr(PretrainingScenes, "__getitem__", draw)
+    with pytest.raises(ValueError, match="parts.state was made with .* = \\[7, 2, 0.002"):
+        run(tmp_path / "parts", lr=1e-3)
+    assert run(tmp_path / "parts") == whole and (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parts", "whole"]
 
 
 def test_a_loss_that_is_not_finite(tmp_path, monkeypatch):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from sphinx.cmd.build import build_main
 
+from make_readme import FIG_ALT
 from reference import api_page, chapter_of, command_page, module_page
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "_docs"
 HIDDEN = ("#| default_exp", "#| hide")
 STRIP = re.compile(r"^strip\((?:\"(\w+)\")?", re.MULTILINE)
-TITLE = re.compile(r"(?:\btitle=|set_title\()(\"\w[^\"{]*\")")
 
 
 def page_links(text: str) -> str:
@@ -33,63 +33,51 @@ def prose(text: str) -> str:
     return page_links(text)
 
 
-def last_sentence(text: str) -> str:
-    "The end of a markdown cell in plain words, which leads to a figure; its heading where nothing else is there."
-    text = re.sub(r"\$\$.*?\$\$|<[^>]+>", " ", text, flags=re.DOTALL)
-    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"[`*$]|\\(?=\w)", "", text))
-    lines = [line.lstrip("#> ") for line in text.splitlines() if not line.startswith("#")] or [""]
-    headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
-    words = " ".join(" ".join(lines).split()) or " ".join(headings[-1:])
-    return re.split(r"(?<=[.?!])\s+(?=[^\s(])", words)[-1].rstrip(".:, ")
-
-
-def alternative(code: str, before: str) -> str:
-    "What a figure shows, in words."
-    strip = STRIP.search(code)
+def alternative(code: str) -> str:
+    "What a figure shows, in words: its cell's line `#| fig-alt: …`."
+    words, strip = FIG_ALT.search(code), STRIP.search(code)
+    if words: return words[1].strip()
     if strip: return "DETR's stages from picture to loss, with the shapes known so far" + (f"; here: {strip[1]}" if strip[1] else "")
-    sentence, titles = last_sentence(before), ", ".join(dict.fromkeys(TITLE.findall(code)))
-    if not sentence: raise ValueError("a figure before any text: want a sentence that leads to it")
-    return sentence + (f"; titled {titles}" if titles else "") + " (figure drawn by the code above)"
+    raise ValueError("a figure without words: want a line `#| fig-alt: …` in its cell")
 
 
 def block(language: str, text: str, *options: str) -> list[str]:
     return [f"`````{{code-block}} {language}", *options, "", text.rstrip("\n"), "`````", ""]
 
 
-def output_lines(output: dict, picture: Path, code: str, before: str) -> list[str]:
+def output_lines(output: dict, picture: Path, code: str) -> list[str]:
     "One kept output: a picture with its text alternative, or text."
     data = output.get("data", {})
     if "image/png" in data:
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(base64.b64decode(data["image/png"]))
-        words = output.get("metadata", {}).get("image/png", {}).get("alt") or alternative(code, before)
+        words = output.get("metadata", {}).get("image/png", {}).get("alt") or alternative(code)
         return [f"```{{image}} images/{picture.name}", f":alt: {json.dumps(words, ensure_ascii=False)}", "```", ""]
     text = output.get("text", data.get("text/plain"))
     if text is None: raise ValueError(f"output of the kind {output['output_type']!r} with {sorted(data)}: want image/png or text/plain")
     return block("text", "".join(text), ":class: output")
 
 
-def code_lines(cell: dict, name: str, before: str, images: Path) -> list[str]:
+def code_lines(cell: dict, name: str, images: Path) -> list[str]:
     "A code cell with its outputs; a worked answer is folded."
     source = "".join(cell["source"])
     if source.startswith(HIDDEN): return []
     code = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
     lines = block("python", code) if code.strip() else []
-    for i, output in enumerate(cell["outputs"]): lines += output_lines(output, images / f"{name}_{i}.png", code, before)
+    for i, output in enumerate(cell["outputs"]): lines += output_lines(output, images / f"{name}_{i}.png", source)
     if "solution" not in cell["metadata"].get("tags", []): return lines
     return ["<details><summary>Worked answer</summary>", "", *lines, "</details>", ""]
 
 
 def notebook_page(path: Path, images: Path) -> str:
     "A notebook as a page of markdown."
-    lines, before = [], ""
+    lines = []
     for i, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
         if cell["cell_type"] == "markdown":
-            before = "".join(cell["source"])
-            lines += [prose(before), ""]
+            lines += [prose("".join(cell["source"])), ""]
         elif cell["cell_type"] == "code":
             try:
-                lines += code_lines(cell, f"{path.stem}_{i}", before, images)
+                lines += code_lines(cell, f"{path.stem}_{i}", images)
             except ValueError as error:
                 raise ValueError(f"{path}, cell {i}: {error}") from error
     return "\n".join(lines)

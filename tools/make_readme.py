@@ -8,6 +8,7 @@ import nbformat
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+FIG_ALT = re.compile(r"^#\| fig-alt:(.+)\n?", re.MULTILINE)
 FIGURES = {  # chapter → which of its figures stands for it in the table
     "00_start": 4, "01_boxes": 1, "02_visualization": 2, "03_scenes": 4, "04_data": 3, "05_backbone": 2, "06_position": 2, "07_transformer": 1,
     "08_matcher": 3, "09_mask_losses": 1, "10_losses": 1, "11_config": 0, "12_checkpoints": 0, "13_detector": 1, "14_mask_head": 2, "15_panoptic": 3,
@@ -38,7 +39,7 @@ def readme() -> tuple[str, dict[str, bytes]]:
     "The text of the README and the pictures it shows, by path."
     parts, figures = [], {}
     for cell in nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4).cells:
-        source = cell.source.strip()
+        source, words = FIG_ALT.sub("", cell.source).strip(), FIG_ALT.search(cell.source)
         if cell.cell_type == "markdown":
             source = re.sub(r"\]\((?=[0-9]|figures/)", "](nbs/", source)
             parts.append(source.replace("](../", "]("))
@@ -50,7 +51,8 @@ def readme() -> tuple[str, dict[str, bytes]]:
             if "image/png" in data:
                 path = f"nbs/figures/index_{len(figures) + 1}.png"
                 figures[path] = base64.b64decode(data["image/png"])
-                parts.append(f"![The figure that this code draws]({path})")
+                if not words: raise ValueError("index.ipynb has a figure without words: want a line `#| fig-alt: …` in its cell")
+                parts.append(f"![{words[1].strip()}]({path})")
             elif "text/plain" in data or "text" in output:
                 text = data.get("text/plain", output.get("text", "")).strip()
                 parts.append("\n".join("    " + line for line in text.splitlines()))
