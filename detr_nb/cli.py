@@ -26,7 +26,7 @@ class Task(str, Enum):
     "What is asked of a picture."
     detection, instance, panoptic, semantic = "detection", "instance", "panoptic", "semantic"
 
-TaskOption = Annotated[Task, typer.Option("--task", "-t", help="boxes; a mask an object; a segment a pixel; a class a pixel")]
+TaskOption = Annotated[Task, typer.Option("--task", "-t", help="boxes; a mask for each object; a segment for each pixel; a class for each pixel")]
 Model = Annotated[str, typer.Option("--model", "-m", help="a folder, a name on the hub, or the embedded \"scenes\"")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder for the results")]
 
@@ -389,6 +389,6 @@ def main() -> None:
     "The command `detr-nb`. What is wrong is said in one line, with exit code 2."
     try:
         app()
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, OSError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         print(f"detr-nb: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -25,9 +25,9 @@ from .processor import DetrImageProcessor
 from .scenes import write_json
 
 # %% auto #0
-__all__ = ['METRICS', 'gather_objects', 'box_rows', 'mask_entries', 'CocoEvaluator', 'things_of', 'share_of_pictures',
-           'run_model', 'evaluate', 'format_tables', 'png_bytes', 'count_qualities', 'PanopticEvaluator',
-           'evaluate_panoptic', 'format_qualities', 'headline']
+__all__ = ['METRICS', 'gather_objects', 'box_rows', 'mask_entries', 'CocoEvaluator', 'things_of', 'rank_and_world', 'run_model',
+           'evaluate', 'format_tables', 'png_bytes', 'count_qualities', 'PanopticEvaluator', 'format_qualities',
+           'evaluate_panoptic', 'headline']
 
 # %% ../nbs/18_evaluation.ipynb #ac28b841
 def gather_objects(value) -> list:
@@ -127,10 +127,10 @@ def things_of(coco) -> list[int] | None:
     return [c["id"] for c in categories if c["isthing"]]
 
 # %% ../nbs/18_evaluation.ipynb #d049a646
-def share_of_pictures(count: int) -> range:
-    "The pictures that this process evaluates: all, or every n-th of n processes."
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return range(torch.distributed.get_rank(), count, torch.distributed.get_world_size()) if distributed else range(count)
+def rank_and_world() -> tuple[int, int]:
+    "The number of this process, and how many there are: 0 and 1 without others."
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 @torch.inference_mode()
 def run_model(
@@ -140,10 +140,11 @@ def run_model(
 ) -> Iterator:                      # (outputs, pixel_mask, [(picture, target), …]), batch by batch
     "This process's share of a dataset through a model in evaluation mode."
     from tqdm.auto import tqdm
-    mine, device = share_of_pictures(len(dataset)), next(model.parameters()).device
+    rank, world = rank_and_world()
+    mine, device = range(rank, len(dataset), world), next(model.parameters()).device
     was_training = model.training
     model.eval()
-    for start in tqdm(range(0, len(mine), batch_size), desc="evaluate", leave=False, disable=not progress or mine.start > 0):
+    for start in tqdm(range(0, len(mine), batch_size), desc="evaluate", leave=False, disable=not progress or rank > 0):
         items = [dataset[i] for i in mine[start : start + batch_size]]
         batch = processor.collate([processor.encode(image) for image, _ in items]).to(device)
         yield (predict or model)(batch.pixel_values, batch.pixel_mask), batch.pixel_mask, items
@@ -152,7 +153,7 @@ def run_model(
 # %% ../nbs/18_evaluation.ipynb #25444059
 def evaluate(
     model: Callable,                # pixel_values, pixel_mask → outputs with logits and pred_boxes (and pred_masks)
-    dataset,                        # `CocoDetection` or `SceneDetection`
+    dataset,                        # `CocoDetection`, `CocoPanoptic` or `SceneDetection`
     processor: DetrImageProcessor,
     batch_size: int = 16,
     progress: bool = True,
@@ -257,10 +258,19 @@ class PanopticEvaluator:
         picture of the truth without a prediction."""
         found = {p["image_id"]: p for p in self.predictions}
         if missing := sorted(set(self.annotations) - set(found)): raise ValueError(f"no prediction for the images {missing[:10]}")
-        if share_of_pictures(1).start > 0: return gather_objects(None)[0]  # one process writes and counts
+        if rank_and_world()[0] > 0: return gather_objects(None)[0]  # the first process writes and counts
         write_json({"annotations": [found[i] for i in sorted(found)], "categories": self.truth["categories"]}, self.output_dir / "predictions.json")
         counts = count_qualities(self.annotations, self.ann_folder, found, self.output_dir)
         return gather_objects(summarize_quality(counts, self.truth["categories"]))[0]
+
+# %% ../nbs/18_evaluation.ipynb #b22b3dc7
+def format_qualities(
+    tables: Mapping[str, Mapping],  # what `PanopticEvaluator.summarize` returns
+) -> str:
+    "Panoptic quality as text, a row for all, things and stuff."
+    numbers = lambda table: "".join(f"{table[name]:9.3f}" for name in ("pq", "sq", "rq")) + f"{table['n']:9d}"
+    rows = [f"{kind:<8}" + numbers(tables[kind]) for kind in ("All", "Things", "Stuff")]
+    return "\n".join([" " * 8 + "".join(f"{name:>9}" for name in ("PQ", "SQ", "RQ", "classes")), *rows])
 
 # %% ../nbs/18_evaluation.ipynb #cc5bd6cb
 def evaluate_panoptic(
@@ -283,15 +293,6 @@ def evaluate_panoptic(
     evaluator.synchronize_between_processes()
     return evaluator.summarize()
 
-# %% ../nbs/18_evaluation.ipynb #b22b3dc7
-def format_qualities(
-    tables: Mapping[str, Mapping],  # what `PanopticEvaluator.summarize` returns
-) -> str:
-    "Panoptic quality as text, a row for all, things and stuff."
-    numbers = lambda table: "".join(f"{table[name]:9.3f}" for name in ("pq", "sq", "rq")) + f"{table['n']:9d}"
-    rows = [f"{kind:<8}" + numbers(tables[kind]) for kind in ("All", "Things", "Stuff")]
-    return "\n".join([" " * 8 + "".join(f"{name:>9}" for name in ("PQ", "SQ", "RQ", "classes")), *rows])
-
 # %% ../nbs/18_evaluation.ipynb #ac5e481b
 def headline(
     model: DetrForObjectDetection | DetrForSegmentation,
@@ -299,7 +300,7 @@ def headline(
     processor: DetrImageProcessor,
     out: Path,  # gets the segments of panoptic data
 ) -> dict[str, float]:
-    "What a training's log says about a validation split: AP, of masks too where the model draws them, or PQ where the data is panoptic."
+    "What a training's log says about a validation split: AP, of masks too where the model draws them; PQ instead where it does and the data is panoptic."
     masks = isinstance(model, DetrForSegmentation)
     if masks and isinstance(val, CocoPanoptic):
         tables = evaluate_panoptic(model, val, processor, out / "panoptic")

@@ -48,7 +48,7 @@ class MaskAttention(nn.Module):
 
 # %% ../nbs/14_mask_head.ipynb #a11602e0
 def channels_last(x: Tensor) -> Tensor:
-    "The same numbers, the channels of a pixel side by side in memory: convolutions of many small maps are faster so."
+    "The same numbers, stored channels last."
     return x.contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/14_mask_head.ipynb #0e07b19a

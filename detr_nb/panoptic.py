@@ -98,7 +98,7 @@ PANOPTIC_KEYS = {
 def read_panoptic_file(
     path: str | os.PathLike,
 ) -> dict:  # images, annotations, categories
-    "A COCO panoptic annotation file, checked. `ValueError` names the entry for what would fail later."
+    "A COCO panoptic annotation file, checked. `ValueError` names the entry for what would fail later; one warning counts images without annotation."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such annotation file")
     data = read_json(path)
@@ -190,6 +190,7 @@ def merge_masks(
     label_ids_to_fuse: Collection[int] = (),   # classes whose masks are one segment (stuff)
 ) -> tuple[Tensor, list[dict]]:         # (H, W) int32: 0 is nobody's; and per segment id (from 1), label_id, was_fused, score
     "One label for each pixel: that of the query with the largest score × probability, if its own mask covers the pixel."
+    if not len(scores): return torch.zeros(probabilities.shape[1:], dtype=torch.int32, device=probabilities.device), []
     best, owner = largest(mask * score for mask, score in zip(probabilities, scores))
     owner = owner.where(best >= pick(scores * mask_threshold, owner), len(scores))
     areas = torch.bincount(owner.flatten(), minlength=len(scores) + 1)[:-1].tolist()
@@ -231,6 +232,7 @@ class Quality:
 
     @property
     def pq(self) -> float:
+        "Panoptic quality: the product."
         return self.sq * self.rq
 
 # %% ../nbs/15_panoptic.ipynb #2bbbf27f
@@ -241,7 +243,8 @@ def compare_segments(
     found_segments: Sequence[Mapping],  # id, category_id
 ) -> dict[int, Quality]:                # by category
     """Panoptic quality's counts for one picture (Kirillov et al., 2019). Segments of a class match where their IoU is over
-    one half; pixels that the truth gives to nobody are not counted against a segment."""
+    one half. Crowds are never matched nor missed; a segment that lies mostly on one of its class, or on nobody's pixels,
+    is not counted. `ValueError` for maps of different shapes, and for a listed segment without a pixel."""
     if true_ids.shape != found_ids.shape: raise ValueError(f"the truth has shape {true_ids.shape}, the prediction {found_ids.shape}: want the same")
     pairs, counts = np.unique(true_ids * 256**3 + found_ids, return_counts=True)  # one number a pair: many times faster than rows of two
     overlap = {divmod(pair, 256**3): n for pair, n in zip(pairs.tolist(), counts.tolist())}
@@ -249,6 +252,7 @@ def compare_segments(
     result: dict[int, Quality] = {}
     def count(category: int, **what): result[category] = result.get(category, Quality()) + Quality(**what)
     truth, found = {s["id"]: s for s in true_segments}, {s["id"]: s for s in found_segments}
+    if bare := sorted((truth.keys() - true_area.keys()) | (found.keys() - found_area.keys())): raise ValueError(f"segments {bare} are listed and have no pixel")
     matched: set = set()
     for (t, f), n in overlap.items():
         if t not in truth or f not in found: continue

@@ -180,6 +180,7 @@ def post_process_semantic_segmentation(
 
 # %% ../nbs/16_post_processing.ipynb #6da25b50
 def check_compat(compat: str | None) -> bool:
+    "Whether transformers' own result is wanted."
     if compat not in (None, "transformers"): raise ValueError(f"compat={compat!r}: want None or 'transformers'")
     return compat == "transformers"
 
@@ -200,9 +201,8 @@ def post_process_panoptic_segmentation(
     for answer in answers(outputs, target_sizes, None if as_theirs else pixel_mask):
         keep, scores, labels = answer.kept(threshold)
         masks = resize_masks(answer.masks[keep].float().sigmoid(), answer.size, answer.cells)
-        if len(keep): segmentation, segments = merge(masks, scores, labels.tolist(), mask_threshold, overlap_mask_area_threshold, fuse)
-        elif as_theirs: segmentation, segments = torch.full(masks.shape[1:], -1.0), []
-        else: segmentation, segments = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device), []
+        if as_theirs and not len(keep): segmentation, segments = torch.full(masks.shape[1:], -1.0), []
+        else: segmentation, segments = merge(masks, scores, labels.tolist(), mask_threshold, overlap_mask_area_threshold, fuse)
         result.append({"segmentation": segmentation, "segments_info": segments})
     return result
 

@@ -59,7 +59,7 @@ def pad_images(
     images: Sequence[Tensor],               # (3, H, W) each, of any sizes
     size: tuple[int, int] | None = None,    # height and width of the canvas: the largest of each
 ) -> tuple[Tensor, Tensor]:                 # (B, 3, H, W) and (B, H, W) int64
-    "Pictures on one canvas, zeros at the bottom and right, and the mask that is 1 where a picture is."
+    "Pictures on one canvas, zeros at the bottom and right, and the mask that is 1 where a picture is. `ValueError` where `size` is too small."
     height, width = size or (max(i.shape[1] for i in images), max(i.shape[2] for i in images))
     dtype = functools.reduce(torch.promote_types, (image.dtype for image in images))
     pixel_values = torch.zeros(len(images), 3, height, width, dtype=dtype, device=images[0].device)
@@ -153,7 +153,7 @@ class ProcessorSettings:
         if format not in FORMATS: raise ValueError(f"format={format!r}: want {' or '.join(map(repr, FORMATS))}")
         self.size = read_size(800 if size is None else size, max_size or (None if isinstance(size, dict) else 1333))
         if pad_size is not None and (set(pad_size) != {"height", "width"} or min(pad_size.values()) < 1):
-            raise ValueError(f"pad_size={pad_size}: want a dictionary with 'height' and 'width'")
+            raise ValueError(f"pad_size={pad_size}: want a dictionary with 'height' and 'width', both at least 1")
         self.do_resize, self.do_normalize, self.do_pad = do_resize, do_normalize, do_pad
         self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
         self.image_mean, self.image_std, self.format, self.box_frame = tuple(image_mean), tuple(image_std), format, box_frame
@@ -177,6 +177,7 @@ class StoredSettings(ProcessorSettings):
         values: dict[str, Any],  # keys of the public file, of any year
         **changes,               # set after; one that is None changes nothing
     ):
+        "A processor from the public file's keys. A key that is no setting is kept in `extra`."
         values = {k: v for k, v in values.items() if k not in ("image_processor_type", "feature_extractor_type")}
         if "pad_and_return_pixel_mask" in values: values["do_pad"] = values.pop("pad_and_return_pixel_mask")  # its older name
         known = set(inspect.signature(ProcessorSettings).parameters)
@@ -253,6 +254,7 @@ def read_layout(
     layout: Any,   # "channels_first", "channels_last", None, or transformers' own enumeration
     *allowed: bool | None,
 ) -> bool | None:  # channels first; None: to be seen
+    "Where an array has its channels. `ValueError` names the argument for another word."
     key = str(getattr(layout, "value", layout)).lower()
     if key not in LAYOUTS or LAYOUTS[key] not in allowed:
         raise ValueError(f"{name}={key!r}: want {' or '.join(repr(k) for k in ('channels_first', 'channels_last') if LAYOUTS[k] in allowed)} or None")
