@@ -48,7 +48,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 def read_weights(
     path: str | os.PathLike,  # .safetensors; .bin and .pth: a pickle, read with `weights_only`; or the index of a sharded one
 ) -> dict[str, Tensor]:
-    "The tensors of a file, on the CPU. `ValueError` names the file if it is truncated, foreign, or holds code."
+    "The tensors of a file, on the CPU. `ValueError` names the file if it is truncated, foreign, or holds code; `FileNotFoundError` one that is not there."
     path = Path(path)
     if path.name.endswith(".index.json"):
         index = read_json(path)
@@ -97,7 +97,7 @@ NATIVE_NAMES = [  # transformers' own ResNet (revision "no_timm") → timm's nam
     (r"\.layer\.(\d)\.convolution\.", lambda m: f".conv{int(m[1]) + 1}."), (r"\.layer\.(\d)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
 ]
 HUB_5_NAMES = [  # names inside transformers 5's modules → the hub file's
-    (r"model\.backbone\.model\.", "model.backbone.conv_encoder.model."), (r"model\.position_embedding\.", "model.backbone.position_embedding."),
+    (r"model\.backbone\.model\.", "model.backbone.conv_encoder.model."), (r"(^|model\.)position_embedding\.", r"\1backbone.position_embedding."),
     (r"\.o_proj\.", ".out_proj."), (r"\.mlp\.fc", ".fc"),
     (r"bbox_attention\.([qk])_proj\.", r"bbox_attention.\1_linear."), (r"mask_head\.output_conv\.", "mask_head.out_lay."),
     (r"mask_head\.conv(\d)\.conv\.", r"mask_head.lay\1."), (r"mask_head\.conv(\d)\.norm\.", r"mask_head.gn\1."),

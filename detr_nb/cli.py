@@ -32,9 +32,9 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="folder for the results")
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'TaskOption', 'Model', 'Out', 'Task', 'load', 'detect_pictures', 'draw_detections', 'stuff_ids',
-           'describe', 'segment_pictures', 'draw_segments', 'write_segments', 'demo', 'find_pictures', 'open_picture',
-           'drawing_names', 'say', 'save_drawing', 'save_results', 'detect', 'choose_recipe', 'train_command',
-           'eval_command', 'scenes', 'main']
+           'complete_segments', 'segment_pictures', 'draw_segments', 'write_segments', 'demo', 'find_pictures',
+           'open_picture', 'drawing_names', 'say', 'save_drawing', 'save_results', 'detect', 'choose_recipe',
+           'train_command', 'eval_command', 'scenes', 'main']
 
 # %% ../nbs/25_cli.ipynb #2b79e055
 def load(model: str, task: Task = Task.detection):
@@ -87,7 +87,7 @@ def stuff_ids(config) -> list[int]:
     return list(range(91, config.num_labels)) if config.num_labels in (201, 250) else []
 
 # %% ../nbs/25_cli.ipynb #2be5d404
-def describe(
+def complete_segments(
     found: dict,                # segmentation (H, W), segments_info: id, label_id … changed in place
     id2label: dict[int, str],
 ) -> None:
@@ -113,7 +113,7 @@ def segment_pictures(model, processor, images: list, task: Task, threshold: floa
     else:
         maps = processor.post_process_semantic_segmentation(outputs, **common)
         results = [{"segmentation": m, "segments_info": [{"id": c, "label_id": c} for c in m.unique().tolist()]} for m in maps]
-    for result in results: describe(result, config.id2label)
+    for result in results: complete_segments(result, config.id2label)
     return results
 
 # %% ../nbs/25_cli.ipynb #f5eda218
@@ -235,7 +235,6 @@ def say(path: Path, image, results: list[dict], task: Task, as_json: bool) -> No
 def save_drawing(image, found, task: Task, path: Path) -> None:
     "A picture with what was found on it, eight inches on its longer side."
     import matplotlib.pyplot as plt
-    path.parent.mkdir(parents=True, exist_ok=True)
     scale = 8 / max(image.size)
     ax = plt.figure(figsize=(image.width * scale, image.height * scale), layout="constrained").gca()
     draw = draw_detections if task is Task.detection else draw_segments
@@ -270,6 +269,7 @@ def detect(
     failed, paths, images, annotations = False, find_pictures(photos), [], []
     if not paths: raise FileNotFoundError(f"{', '.join(photos)}: no files")
     drawings = drawing_names(paths, out) if out else {}
+    if out: out.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, desc="detect", leave=False, disable=len(paths) < 4):
         try:
             image = open_picture(path)

@@ -20,23 +20,19 @@ from .scenes import read_json, write_json
 from .transformer import ACTIVATIONS
 
 # %% auto #0
-__all__ = ['NATIVE_RESNETS', 'WEIGHTS', 'SWITCHES', 'SIZES', 'SHARES', 'RULES', 'ASSETS', 'EMBEDDED', 'read_backbone',
-           'name_labels', 'check_values', 'ConfigFields', 'find_file', 'read_public', 'change_labels', 'DetrConfig']
+__all__ = ['NATIVE_RESNETS', 'ASSETS', 'EMBEDDED', 'read_backbone', 'name_labels', 'check_values', 'ConfigFields', 'find_file',
+           'fields_of_public', 'change_labels', 'DetrConfig']
 
 # %% ../nbs/11_config.ipynb #fcac56dc
-def _read_timm_backbone(
-    native: dict[str, Any],  # a `backbone_config` of model_type "timm_backbone"
+def _unusual(
+    kwargs: dict[str, Any],  # for timm
     dilation: bool,
-) -> dict[str, Any]:
-    "Name, keyword arguments and pretrained or not of a timm network as version 5 writes it; what is usual is left out."
-    kwargs = {k: native[k] for k in ("out_indices", "output_stride") if native.get(k) is not None}
-    kwargs.setdefault("out_indices", [1, 2, 3, 4])
-    if dilation and kwargs.get("output_stride") == 16: kwargs.pop("output_stride")
-    if list(kwargs["out_indices"]) == [1, 2, 3, 4]: kwargs.pop("out_indices")
-    return {
-        "backbone": native.get("backbone") or "resnet50", "backbone_kwargs": kwargs or None,
-        "use_pretrained_backbone": bool(native.get("use_pretrained_backbone", False)),
-    }
+    num_channels: int,
+) -> dict[str, Any] | None:
+    "What keyword arguments say beyond what timm is given anyway; None for nothing."
+    usual = {"out_indices": [1, 2, 3, 4], "in_chans": num_channels} | ({"output_stride": 16} if dilation else {})
+    said = {k: list(v) if k == "out_indices" else v for k, v in kwargs.items() if v is not None}
+    return {k: v for k, v in said.items() if usual.get(k) != v} or None
 
 # %% ../nbs/11_config.ipynb #b2db6a0a
 NATIVE_RESNETS = {  # (block, blocks a stage) of transformers' own ResNet → timm's name of the same network
@@ -45,33 +41,41 @@ NATIVE_RESNETS = {  # (block, blocks a stage) of transformers' own ResNet → ti
 }
 
 def read_backbone(values: dict[str, Any]) -> dict[str, Any]:
-    "Both public spellings of the backbone (4.x: `backbone`, `backbone_kwargs`; 5.x: `backbone_config`) as the first of them."
+    "Any of the three spellings of the backbone as the first: a timm name and keyword arguments. `ValueError` for a network that timm does not have."
     values = dict(values)
     native, timm = values.pop("backbone_config", None), values.pop("use_timm_backbone", True)
-    if native is None and timm: return values | {"backbone": values.get("backbone") or "resnet50"}
+    extra, dilation, channels = values.get("backbone_kwargs") or {}, bool(values.get("dilation")), values.get("num_channels", 3)
+    if native is None and timm: return values | {"backbone": values.get("backbone") or "resnet50", "backbone_kwargs": _unusual(extra, dilation, channels)}
     native = dict(native or {"model_type": "resnet"})
-    if native.get("model_type") == "timm_backbone": return values | _read_timm_backbone(native, bool(values.get("dilation")))
+    if native.get("model_type") == "timm_backbone":
+        said = _unusual({k: native.get(k) for k in ("out_indices", "output_stride")}, dilation, channels)
+        pretrained = bool(native.get("use_pretrained_backbone", False))
+        return values | {"backbone": native.get("backbone") or "resnet50", "backbone_kwargs": said, "use_pretrained_backbone": pretrained}
     key = native.get("layer_type", "bottleneck"), tuple(native.get("depths", (3, 4, 6, 3)))
     if native.get("model_type") != "resnet" or key not in NATIVE_RESNETS:
         raise ValueError(f"backbone_config={native}: want model_type 'timm_backbone', or 'resnet' with one of {sorted(NATIVE_RESNETS)}")
     return values | {"backbone": NATIVE_RESNETS[key], "backbone_kwargs": None, "dilation": False, "use_pretrained_backbone": False}
 
-# %% ../nbs/11_config.ipynb #6de3ee71
+# %% ../nbs/11_config.ipynb #2bc63625
 def _want(name: str, value, wanted: str, ok: bool) -> None:
+    "`ValueError` with field, value and what is wanted."
     if not ok: raise ValueError(f"{name}={value!r}: want {wanted}")
 
 def _whole(value, least: int) -> bool:
+    "A whole number of at least `least`, and no bool."
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 def _number(value) -> bool:
+    "A finite number, and no bool."
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
+# %% ../nbs/11_config.ipynb #6de3ee71
 def name_labels(
     num_labels: int | None,
     id2label: dict[int | str, str] | None,  # keys as numbers, or as the text that JSON makes of them
     label2id: dict[str, int] | None,
 ) -> tuple[int, dict[int, str], dict[str, int]]:
-    "The three, each from the others where it was not given. 2 labels where nothing is known; 'N/A' for an id without a name."
+    "All three, where some were not given: 2 labels where nothing is known, 'N/A' for an id without a name. `ValueError` for what does not fit."
     if num_labels is not None: _want("num_labels", num_labels, "a whole number of at least 1", _whole(num_labels, 1))
     if id2label is None: id2label = {i: f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)}
     good = isinstance(id2label, dict) and id2label and all(str(i).isdecimal() for i in id2label)
@@ -84,10 +88,11 @@ def name_labels(
     return num_labels, {i: names.get(i, "N/A") for i in range(num_labels)}, label2id
 
 # %% ../nbs/11_config.ipynb #8946edaa
+COSTS = "class_cost", "bbox_cost", "giou_cost"
 WEIGHTS = (
-    "class_cost", "bbox_cost", "giou_cost", "bbox_loss_coefficient", "giou_loss_coefficient", "mask_loss_coefficient", "dice_loss_coefficient",
+    *COSTS, "bbox_loss_coefficient", "giou_loss_coefficient", "mask_loss_coefficient", "dice_loss_coefficient",
 )
-SWITCHES = "use_pretrained_backbone", "dilation", "auxiliary_loss", "decoder_renormalize", "batch_invariant"
+SWITCHES = "use_pretrained_backbone", "dilation", "auxiliary_loss", "decoder_renormalize", "batch_invariant", "is_encoder_decoder"
 SIZES = (
     "num_channels", "num_queries", "d_model", "encoder_ffn_dim", "decoder_ffn_dim", "encoder_attention_heads", "decoder_attention_heads", "decoder_layers",
 )
@@ -114,7 +119,7 @@ def check_values(values: dict[str, Any]) -> None:
         heads = values[f"{side}_attention_heads"]
         want("d_model", f"a multiple of {side}_attention_heads={heads}", values["d_model"] % heads == 0)
     want("d_model", "a multiple of 4 (sine and cosine, row and column)", values["d_model"] % 4 == 0)
-    want("class_cost", "not 0 together with bbox_cost and giou_cost", any(values[name] for name in WEIGHTS[:3]))
+    want("class_cost", "not 0 together with bbox_cost and giou_cost", any(values[name] for name in COSTS))
     doubly = values["dilation"] and "output_stride" in (values["backbone_kwargs"] or {})
     want("dilation", "False where backbone_kwargs has output_stride", not doubly)
     stuff, count = values["stuff_ids"], values["num_labels"]
@@ -193,7 +198,7 @@ def _hub_failure(
 ) -> FileNotFoundError:
     "What went wrong at the hub, in words that name the checkpoint."
     from huggingface_hub import errors as hub
-    wanted, neither = " or ".join(filenames), f"{name!r} is neither a folder nor an embedded model {EMBEDDED}"
+    wanted, neither = " or ".join(filenames), f"{name!r} is neither a folder nor an embedded model ({', '.join(EMBEDDED)})"
     if isinstance(error, hub.LocalEntryNotFoundError):
         why = "local_files_only=True" if local_files_only else "no connection to the hub"
         return FileNotFoundError(f"{neither}, and {wanted} could not be had from the hub: {why}, and it was not fetched before")
@@ -207,12 +212,13 @@ def _hub_failure(
 # %% ../nbs/11_config.ipynb #dee9e2be
 def find_file(
     name: str | os.PathLike,        # a folder, a hub name, or an embedded model ("scenes")
-    *filenames: str,                # the first that is there is taken
+    filename: str, *others: str,    # the first that is there is taken
     revision: str | None = None,    # hub: branch, tag or commit
     local_files_only: bool = False, # hub: only what was fetched before
 ) -> Path:
     """Where a file of a checkpoint lies on this machine, fetched from the hub if need be. `FileNotFoundError` names what
     was looked for and where."""
+    filenames = filename, *others
     folder = ASSETS / name if name in EMBEDDED else Path(name)  # a folder of that name is "./scenes"
     if folder.is_dir():
         for filename in filenames:
@@ -231,13 +237,11 @@ def find_file(
     raise _hub_failure(failure, str(name), filenames, revision, local_files_only) from failure
 
 # %% ../nbs/11_config.ipynb #0ff691db
-def read_public(values: dict[str, Any]) -> dict[str, Any]:
+def fields_of_public(values: dict[str, Any]) -> dict[str, Any]:
     "A public file's keys, either spelling, as fields. What is no field stays among them."
     if values.get("model_type", "detr") != "detr": raise ValueError(f"model_type={values['model_type']!r}: want 'detr'")
     values = {"use_pretrained_backbone": False} | read_backbone(values)
-    usual = {"out_indices": [1, 2, 3, 4], "in_chans": values.get("num_channels", 3)} | ({"output_stride": 16} if values.get("dilation") else {})
-    kwargs = {k: v for k, v in (values.get("backbone_kwargs") or {}).items() if usual.get(k) != v}
-    values |= {"backbone_kwargs": kwargs or None, "decoder_renormalize": bool(values.get("auxiliary_loss"))}
+    values["decoder_renormalize"] = bool(values.get("auxiliary_loss"))
     values |= values.pop("detr_nb", None) or {}
     return {k: v for k, v in values.items() if k not in ("model_type", "num_hidden_layers")}
 
@@ -299,12 +303,13 @@ class DetrConfig(ConfigFields):
         wrote with `auxiliary_loss: true` gets `decoder_renormalize=True`, with a warning."""
         names = {f.name for f in fields(cls)} - {"extra"}
         if unknown := sorted(set(changes) - names): raise TypeError(f"{', '.join(unknown)}: no such field of DetrConfig")
-        if values.get("auxiliary_loss") and "detr_nb" not in values and "decoder_renormalize" not in changes:
+        read = fields_of_public(values)
+        if values.get("auxiliary_loss") and values.get("detr_nb") is None and "decoder_renormalize" not in changes:
             warnings.warn(
                 "auxiliary_loss=true in a config that transformers wrote: its decoder fed normed states on, "
                 "so decoder_renormalize=True keeps its numbers", stacklevel=2,
             )
-        values = change_labels(read_public(values), changes)
+        values = change_labels(read, changes)
         return cls(**{k: v for k, v in values.items() if k in names}, extra={k: v for k, v in values.items() if k not in names})
 
     @classmethod

@@ -104,7 +104,7 @@ class Tokens(NamedTuple):
     mask: Tensor       # (B, S) True where the picture is real
 
 # %% ../nbs/13_detector.ipynb #80f3434b
-class PictureReader(Pretrained):
+class PictureReader(nn.Module):
     "Picture → features → tokens: the half of DETR below its transformer."
     def __init__(self, config: DetrConfig):
         super().__init__()
@@ -151,7 +151,7 @@ def tokens_from_embeds(
     return Tokens(inputs_embeds, positions.to(inputs_embeds.dtype), mask.flatten(1))
 
 # %% ../nbs/13_detector.ipynb #2444b037
-class DetrModel(PictureReader):
+class DetrModel(PictureReader, Pretrained):
     "Picture → features → tokens → queries: everything but the heads (paper, section 3.2)."
     def __init__(self, config: DetrConfig):
         super().__init__(config)
@@ -233,7 +233,7 @@ class MLPPredictionHead(nn.Module):
         return self.layers[-1](x)
 
 # %% ../nbs/13_detector.ipynb #36e1c63e
-class DetectionHeads(Pretrained):
+class DetectionHeads(nn.Module):
     "A `DetrModel` with two heads: a query's state → scores of the classes, and a box."
     def __init__(self, config: DetrConfig):
         super().__init__()
@@ -266,7 +266,7 @@ class DetectionHeads(Pretrained):
         return torch.cat([hidden.intermediate_hidden_states[:-1], last]) if self.config.auxiliary_loss else last
 
 # %% ../nbs/13_detector.ipynb #d4b7c235
-class DetrForObjectDetection(DetectionHeads):
+class DetrForObjectDetection(DetectionHeads, Pretrained):
     "DETR with its two heads: N queries → N classes and boxes (paper, section 3)."
     def __init__(self, config: DetrConfig):
         super().__init__(config)

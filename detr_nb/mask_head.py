@@ -115,7 +115,7 @@ def cut_padding(
     return level[:, :rows, :columns], real[:rows, :columns]
 
 # %% ../nbs/14_mask_head.ipynb #6e10e635
-class DetectorWithMasks(Pretrained):
+class DetectorWithMasks(nn.Module):
     "A detector and, beside it, what draws a mask for any of its queries."
     begun_afresh = ("mask_head.", "bbox_attention.")  # by the checkpoint of a detector
 
@@ -185,7 +185,7 @@ class DetrSegmentationOutput(Output):
     encoder_attentions: tuple | None = None
 
 # %% ../nbs/14_mask_head.ipynb #1a9ba587
-class DetrForSegmentation(DetectorWithMasks):
+class DetrForSegmentation(DetectorWithMasks, Pretrained):
     "A detector and a mask for each of its queries (paper, section 4.4)."
     def __init__(self, config: DetrConfig):
         super().__init__(config)

@@ -48,7 +48,7 @@ def read_panoptic(
     """The segments of a picture. `ValueError` where PNG and entry do not name the same segments, or the size is another."""
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such panoptic PNG")
-    ids = rgb_to_id(np.asarray(read_picture(path)))
+    ids = rgb_to_id(np.asarray(read_picture(path, lambda file: file.convert("RGB"))))  # numbers, not brightness
     if size is not None and ids.shape != tuple(size):
         raise ValueError(f"{path} has {ids.shape[1]} × {ids.shape[0]} pixels: want {size[1]} × {size[0]}, those of its picture")
     listed, drawn = [s["id"] for s in segments_info], set(np.unique(ids).tolist())
@@ -92,7 +92,7 @@ def panoptic_target(
 
 # %% ../nbs/15_panoptic.ipynb #a6cbb821
 PANOPTIC_KEYS = {
-    "images": ("id", "file_name", "width", "height"), "annotations": ("image_id", "file_name", "segments_info"), "categories": ("id", "name", "isthing"),
+    "images": ("id", "file_name"), "annotations": ("image_id", "file_name", "segments_info"), "categories": ("id", "name", "isthing"),
 }
 
 def read_panoptic_file(

@@ -94,7 +94,7 @@ def pretrain_backbone(
     model = DensePredictor(create_backbone("detr_nb_resnet")).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
-    parts, recipe = {"model": model, "optimizer": optimizer, "schedule": schedule}, [steps, batch_size, lr, weight_decay, seed]
+    parts, recipe = {"model": model, "optimizer": optimizer, "schedule": schedule}, [int(steps), int(batch_size), float(lr), float(weight_decay), int(seed)]
     state, log = Path(f"{path}.state"), []
     if state.exists():
         kept = torch.load(state, weights_only=True)

@@ -284,7 +284,7 @@ def as_lists(
     single = isinstance(images, (Image.Image, np.ndarray, Tensor)) and not (hasattr(images, "ndim") and images.ndim == 4)
     images = [images] if single else list(images)
     if not images: raise ValueError("images is empty: want at least one picture")
-    if isinstance(annotations, dict): annotations = [annotations]
+    if annotations is not None: annotations = [annotations] if isinstance(annotations, dict) else list(annotations)
     if annotations is not None and len(annotations) != len(images):
         raise ValueError(f"{len(images)} images, {len(annotations)} annotations: want one for each")
     return images, annotations

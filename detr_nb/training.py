@@ -33,7 +33,7 @@ from .processor import BatchFeature, DetrImageProcessor
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'coco_config', 'GroupedQueries', 'MaskLearner', 'as_learner', 'make_optimizer', 'Batches',
            'without_crowds', 'Draws', 'read_log', 'Log', 'State', 'take_step', 'check_categories', 'count_steps',
-           'start_processes', 'means', 'train', 'Recorder']
+           'make_accelerator', 'means_over_processes', 'train', 'Recorder']
 
 # %% ../nbs/20_training.ipynb #93f105fb
 @dataclass(frozen=True)
@@ -262,9 +262,9 @@ class State:
         values = {name: part.state_dict() for name, part in self._parts().items()} | {"step": self.step, "recipe": asdict(self.recipe)}
         save_atomically(values, path)
 
-    def load(self, path: Path, device: torch.device | str = "cpu") -> None:
-        "Go on from a checkpoint. `ValueError` if another recipe made it."
-        values = torch.load(path, map_location=device, weights_only=True)
+    def load(self, path: Path) -> None:
+        "Go on from a checkpoint, wherever it was made. `ValueError` if another recipe made it."
+        values = torch.load(path, map_location="cpu", weights_only=True)
         if values["recipe"] != asdict(self.recipe): raise ValueError(f"{path} was made with another recipe: {values['recipe']}")
         for name, part in self._parts().items(): part.load_state_dict(values[name])
         self.step = values["step"]
@@ -280,7 +280,7 @@ def take_step(
     "One step of gradient descent. Returns the loss, the gradient's norm before it was clipped, and the last layer's parts of the loss."
     images = batch.pixel_values.contiguous(memory_format=torch.channels_last)
     loss, parts = model(images, batch.pixel_mask, batch.labels)
-    if not loss.isfinite(): raise FloatingPointError(f"step {state.step + 1}: the loss is {loss.item()}; what was last saved stands")
+    if not loss.isfinite(): raise FloatingPointError(f"step {state.step + 1}: the loss is {loss.item()}")
     optimizer.zero_grad()
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(model.parameters(), state.recipe.clip)
@@ -312,7 +312,7 @@ def count_steps(
     if steps < 1: raise ValueError(f"steps={steps}: want at least 1")
     return steps
 
-def start_processes(batch_size: int):
+def make_accelerator(batch_size: int):
     "Accelerate's view of this process and its siblings. `ValueError` if they cannot share a batch evenly."
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
@@ -322,11 +322,11 @@ def start_processes(batch_size: int):
     if batch_size % world: raise ValueError(f"batch_size={batch_size} is not divisible by {world} processes")
     return accelerator
 
-def means(
+def means_over_processes(
     values: dict[str, list[float]],
     accelerator,
 ) -> dict[str, float]:
-    "The mean of each list, over all processes."
+    "The mean of each list, over all processes: each of them must ask."
     tensors = {k: torch.tensor(sum(v) / len(v), device=accelerator.device) for k, v in values.items()}
     return {k: float(v) for k, v in accelerator.reduce(tensors, "mean").items()}
 
@@ -351,14 +351,15 @@ def train(
     if path.exists() and not resume: raise FileExistsError(f"{path} exists: pass resume=True (--resume) to go on, or choose another folder")
     if resume and not path.exists(): raise FileNotFoundError(f"{path}: no checkpoint to resume from")
     check_categories(detector, dataset)
-    steps, accelerator = count_steps(recipe, len(dataset)), start_processes(recipe.batch_size)
+    steps, accelerator = count_steps(recipe, len(dataset)), make_accelerator(recipe.batch_size)
     world, rank = accelerator.num_processes, accelerator.process_index
-    out.mkdir(parents=True, exist_ok=True)
     set_seed(recipe.seed)
     state = State(detector, recipe, steps, accelerator.device)
     model, optimizer = accelerator.prepare(state.learner, state.optimizer)
-    if resume: state.load(path, accelerator.device)
+    if resume: state.load(path)
+    out.mkdir(parents=True, exist_ok=True)
     log = Log(out, state.step) if rank == 0 else None
+    model.train()
     if callback and state.step == 0 and rank == 0: callback(0, state.kept)
 
     last = min(steps, stop_after or steps, recipe.stop or steps)
@@ -368,16 +369,18 @@ def train(
     loader = DataLoader(draws, batch_sampler=batches, collate_fn=processor.collate, num_workers=workers)
     bar = tqdm(loader, desc="train", initial=state.step, total=steps, disable=rank > 0, leave=False)
     since: dict[str, list[float]] = {}  # the last row of the log
-    model.train()
     for batch in bar:
         torch.manual_seed((recipe.seed * 1_000_003 + state.step) * world + rank)  # dropout too is a function of the step, not a state
         lr = state.schedule.get_last_lr()[0]
-        numbers = take_step(state, model, optimizer, BatchFeature(batch).to(accelerator.device), accelerator)
+        try:
+            numbers = take_step(state, model, optimizer, BatchFeature(batch).to(accelerator.device), accelerator)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}; " + (f"the last checkpoint is {path}" if path.exists() else "nothing was saved yet")) from None
         for name, value in numbers.items(): since.setdefault(name, []).append(float(value.detach()))
         step, look = state.step, state.step in looks
         row = {}
         if look or step <= 20 or step % 20 == 0:
-            row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr} | means(since, accelerator)
+            row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr} | means_over_processes(since, accelerator)
             since.clear()
             bar.set_postfix(loss=f"{row['loss']:.3f}")
         if look and val is not None: row |= headline(state.kept, val, processor, out)

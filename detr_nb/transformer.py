@@ -203,5 +203,5 @@ class Decoder(nn.Module):
             states.append(x)
             self_attentions.append(own)
             cross_attentions.append(cross)
-        last = self.layernorm(x) if self.renormalize else normed[-1]
+        last = self.layernorm(x) if self.renormalize else normed[-1]  # transformers norms the last state a second time
         return DecoderStates(last, torch.stack(normed), states, self_attentions, cross_attentions)

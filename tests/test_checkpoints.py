@@ -9,7 +9,7 @@ import torch
 from conftest import SMALL, draw_weights, padded_batch
 from safetensors.torch import save_file
 
-from detr_nb import DetrConfig, DetrForObjectDetection
+from detr_nb import DetrConfig, DetrForObjectDetection, DetrModel
 from detr_nb.checkpoints import read_weights, to_hub_layout
 
 PUBLIC = json.loads((Path(__file__).parent / "reference" / "public_keys.json").read_text())
@@ -280,3 +280,12 @@ def test_quiet_round_trip(model, tmp_path):
         again = DetrForObjectDetection.from_pretrained(tmp_path)
     same_numbers(again, model)
     assert again.config.extra == {"architectures": ["DetrForObjectDetection"]}
+
+
+@pytest.mark.parametrize("kind", [DetrModel, DetrForObjectDetection])
+def test_learned_positions_come_back(kind, tmp_path):
+    "They are written under two names, for transformers 4 and 5; a model without heads finds them too."
+    model = draw_weights(kind(DetrConfig(**SMALL | {"position_embedding_type": "learned"}))).eval()
+    model.save_pretrained(tmp_path)
+    again = kind.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again[k], v) for k, v in model.state_dict().items())

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_nb import CocoDetection
-from detr_nb.data import detection_target
+from detr_nb import CocoDetection, SceneDetection
+from detr_nb.data import check_coco, detection_target
 
 GOOD = {
     "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}, {"id": 2, "file_name": "b.png", "width": 10, "height": 10}],
@@ -82,6 +82,19 @@ def test_not_json(tmp_path):
         CocoDetection(*folder_with(tmp_path, text="[]"))
     with pytest.raises(FileNotFoundError, match="other.json: no such annotation file"):
         CocoDetection(tmp_path, tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("data,found", [([{"image_id": 1}], "list"), (None, "NoneType")])
+def test_a_results_file_is_no_annotation_file(data, found, tmp_path):
+    with pytest.raises(ValueError, match=f"results.json: holds {found}, want an object with images, annotations, categories"):
+        check_coco(data, "results.json", tmp_path)
+
+
+def test_scenes_end():
+    dataset = SceneDetection(3, seed=0)
+    assert len(list(dataset)) == 3
+    with pytest.raises(IndexError, match="index 3: want 0 … 2"):
+        dataset[3]
 
 
 def test_boxes_outside(tmp_path):

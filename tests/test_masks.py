@@ -16,7 +16,7 @@ from detr_nb import (
     make_scenes,
 )
 from detr_nb.data import annotation_mask, detection_target
-from detr_nb.panoptic import compare_segments, id_to_rgb, masks_to_boxes, panoptic_target, read_panoptic, rgb_to_id
+from detr_nb.panoptic import compare_segments, id_to_rgb, masks_to_boxes, merge_masks, panoptic_target, read_panoptic, rgb_to_id
 
 WIDE = SMALL | dict(d_model=128, encoder_attention_heads=8, decoder_attention_heads=8)
 PROCESSOR = DetrImageProcessor()
@@ -539,3 +539,13 @@ def test_predict_draws_the_kept_only():
     with torch.inference_mode():
         nothing = model.predict(pixels, mask, threshold=1.0)
     assert nothing.pred_masks.shape == everything.pred_masks.shape and (nothing.pred_masks < -50).all()
+
+
+def test_no_mask_at_all():
+    segmentation, segments = merge_masks(torch.zeros(0, 4, 6), torch.zeros(0), [])
+    assert segmentation.shape == (4, 6) and segmentation.dtype == torch.int32 and not segmentation.any() and segments == []
+
+
+def test_a_segment_without_a_pixel_is_named():
+    with pytest.raises(ValueError, match="segments \\[5\\] are listed and have no pixel"):
+        compare_segments(np.ones((2, 2), np.int64), [{"id": 1, "category_id": 1}, {"id": 5, "category_id": 1}], np.ones((2, 2), np.int64), [])

@@ -126,8 +126,17 @@ def test_a_loss_that_is_not_finite(tmp_path, monkeypatch):
         return loss * float("nan"), *rest
 
     monkeypatch.setattr(model, "loss", broken)
-    with pytest.raises(FloatingPointError, match="step 1: the loss is nan"):
-        train(model, SceneDetection(24, seed=6), tmp_path, SHORT, scenes_processor())
+    with pytest.raises(FloatingPointError, match="step 1: the loss is nan; nothing was saved yet"):
+        train(model, SceneDetection(24, seed=6), tmp_path / "first", SHORT, scenes_processor())
+    train(tiny(), SceneDetection(24, seed=6), tmp_path / "later", SHORT, scenes_processor(), stop_after=1)
+    with pytest.raises(FloatingPointError, match="step 2: the loss is nan; the last checkpoint is .*later/checkpoint.pt"):
+        train(model, SceneDetection(24, seed=6), tmp_path / "later", SHORT, scenes_processor(), resume=True)
+
+
+def test_what_cannot_work_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="schedule='line': want 'step' or 'cosine'"):
+        train(tiny(), SceneDetection(24, seed=6), tmp_path / "run", replace(SHORT, schedule="line"), scenes_processor())
+    assert not (tmp_path / "run").exists()
 
 
 def test_categories_must_fit(tmp_path):

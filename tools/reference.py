@@ -75,15 +75,17 @@ def function(node: ast.FunctionDef, notes: dict[int, str], depth: int = 0) -> li
     return entry("method" if depth else "function", node.name + signature(found), body, depth, *options)
 
 
-def class_(node: ast.ClassDef, notes: dict[int, str]) -> list[str]:
+def class_(node: ast.ClassDef, notes: dict[int, str], classes: dict[str, ast.ClassDef]) -> list[str]:
+    "A class with what it inherits from others of its module: a reader should not have to look for fields and methods there."
+    family = [node]
+    for one in family: family += [classes[base.id] for base in one.bases if isinstance(base, ast.Name) and base.id in classes]
+    methods = {n.name: n for one in reversed(family) for n in one.body if isinstance(n, ast.FunctionDef)}
+    fields = {n.target.id: n for one in reversed(family) for n in one.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")}
+    found = arguments(methods["__init__"]) if "__init__" in methods else [(name, n, n.value) for name, n in fields.items()]
     bases = [ast.unparse(b) for b in node.bases]
-    methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
-    begin = next((n for n in methods if n.name == "__init__"), None)
-    fields = [(n.target.id, n, n.value) for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
-    found = arguments(begin) if begin else fields
     body = docstring(node) + ([f"Bases: {', '.join(map(code, bases))}.", ""] if bases else []) + parameters(found, None, notes)
-    for method in methods:
-        if not method.name.startswith("_"): body += function(method, notes, depth=1)
+    for name, method in methods.items():
+        if not name.startswith("_"): body += function(method, notes, depth=1)
     return entry("class", node.name + (signature(found) if found else ""), body, 0)
 
 
@@ -107,11 +109,12 @@ def module_page(path: Path) -> str:
     tree, notes = ast.parse(source), comments(source)
     assigned = {t.id: n for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
     public = set(ast.literal_eval(assigned["__all__"].value))
+    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
     page = [f"# {path.stem}", "", f"{ast.get_docstring(tree)}. Derived in the chapter [](../{chapter_of(path)}.md).", ""]
     page += entry("module", f"detr_nb.{path.stem}", [], 0)
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name in public: page += function(node, notes)
-        elif isinstance(node, ast.ClassDef) and node.name in public: page += class_(node, notes)
+        elif isinstance(node, ast.ClassDef) and node.name in public: page += class_(node, notes, classes)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = [t.id for t in targets if isinstance(t, ast.Name) and t.id in public]
