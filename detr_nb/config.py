@@ -302,7 +302,7 @@ class DetrConfig(ConfigFields):
         """A config from the public file's keys. A key that is not a field is kept in `extra`. One that transformers
         wrote with `auxiliary_loss: true` gets `decoder_renormalize=True`, with a warning."""
         names = {f.name for f in fields(cls)} - {"extra"}
-        if unknown := sorted(set(changes) - names): raise TypeError(f"{', '.join(unknown)}: no such field of DetrConfig")
+        if unknown := sorted(set(changes) - names): raise TypeError(f"{', '.join(unknown)}: no such field of DetrConfig, nor another argument")
         read = fields_of_public(values)
         if values.get("auxiliary_loss") and values.get("detr_nb") is None and "decoder_renormalize" not in changes:
             warnings.warn(

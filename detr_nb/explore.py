@@ -89,12 +89,14 @@ def run_once(
     model: DetrForObjectDetection | DetrForSegmentation,
     batch: BatchFeature,  # of one picture
 ) -> tuple[dict[str, Tensor], tuple[int, int], DetrModelOutput]:
-    "Predictions, the grid (h, w) of the tokens, and all attention. The model's mode stays as it was."
-    detector, training = (model.detr if isinstance(model, DetrForSegmentation) else model), model.training
+    "Predictions, the grid (h, w) of the tokens, and all attention. The modes of the model and its parts stay as they were."
+    detector, modes = (model.detr if isinstance(model, DetrForSegmentation) else model), [(m, m.training) for m in model.modules()]
     model.eval()
-    features, tokens = detector.model.tokens(batch.pixel_values, batch.pixel_mask)
-    hidden = detector.model.transform(tokens, output_attentions=True)
-    model.train(training)
+    try:
+        features, tokens = detector.model.tokens(batch.pixel_values, batch.pixel_mask)
+        hidden = detector.model.transform(tokens, output_attentions=True)
+    finally:
+        for module, training in modes: module.training = training
     return detector.heads(hidden.last_hidden_state), features[-1][0].shape[-2:], hidden
 
 # %% ../nbs/21_explore.ipynb #a87c7457
@@ -210,10 +212,12 @@ def explore(
     draw: Callable[..., Figure],  # takes the sliders' values by name; its figure's label says what is seen
     **ranges: tuple,              # a slider each: least, value at the start, most; whole numbers, or fractions in steps of 0.05
 ):
-    "Sliders over a picture that follows them: an ipywidgets box."
+    "Sliders over a picture that follows them: an ipywidgets box. `ValueError` for a range that is none."
     import ipywidgets as widgets
     sliders, picture = {}, widgets.HTML()
-    for name, (least, start, most) in ranges.items():
+    for name, given in ranges.items():
+        if len(given) != 3 or not given[0] <= given[1] <= given[2]: raise ValueError(f"{name}={given}: want least ≤ start ≤ most")
+        least, start, most = given
         whole = all(isinstance(value, int) for value in (least, start, most))
         kind, step = (widgets.IntSlider, 1) if whole else (widgets.FloatSlider, 0.05)
         sliders[name] = kind(min=least, value=start, max=most, step=step, description=name, layout={"width": "32em"})
@@ -258,7 +262,7 @@ def target_names(seen: Look) -> list[str]:
 
 # %% ../nbs/21_explore.ipynb #ea3a830c
 def cost_bars(ax, seen: Look, query: int, count: int = 8) -> str:
-    "What a query costs for the targets that suit it best, its own darker. Returns this in words."
+    "What a query costs for the targets that suit it best, its own in orange. Returns this in words."
     if seen.target is None or not len(seen.target["class_labels"]): return ""
     cost, matched = costs(seen)
     row, names, mine = cost[query].numpy(), target_names(seen), matched.get(query)

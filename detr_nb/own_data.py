@@ -40,11 +40,14 @@ def read_table(
         if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
             raise ValueError(f"{path}: columns {rows.fieldnames}: {missing} missing; want {', '.join(COLUMNS)}")
         for row in rows:
+            place = f"{path}, line {rows.line_num}: {row}"
+            if None in row or not row["file"]: raise ValueError(f"{place}: want a file, and no more values than columns")
             boxes = found.setdefault(row["file"], [])
-            if not row["label"]: continue
+            if not row["label"] and not any(row[name] for name in COLUMNS[2:]): continue
+            if not row["label"]: raise ValueError(f"{place}: a box without a label")
             try: corners = tuple(float(row[name]) for name in COLUMNS[2:])
             except (TypeError, ValueError): corners = (math.nan,)
-            if not all(map(math.isfinite, corners)): raise ValueError(f"{path}, line {rows.line_num}: {dict(row)}: want four numbers x0, y0, x1, y1")
+            if not all(map(math.isfinite, corners)): raise ValueError(f"{place}: want four numbers x0, y0, x1, y1")
             boxes.append((row["label"], *corners))
     return found
 
@@ -56,11 +59,13 @@ def write_coco(
     labels: Sequence[str],      # the first is category 1, the next 2 …; the same for all splits
 ) -> Path:
     """Write `annotations/instances_{split}.json`. `ValueError` for a label that is not in `labels`, and for a box that is
-    empty or reaches out of its picture; `FileExistsError` rather than overwrite."""
+    empty or reaches out of its picture; `FileNotFoundError` for a picture that is not there; `FileExistsError` rather than overwrite."""
     path = Path(folder) / "annotations" / f"instances_{split}.json"
     if path.exists(): raise FileExistsError(f"{path} exists: nothing is overwritten")
+    if len(set(labels)) < len(labels): raise ValueError(f"labels={list(labels)}: want each once")
     images, annotations = [], []
     for name, boxes in table.items():
+        if not (Path(folder) / split / name).is_file(): raise FileNotFoundError(f"{Path(folder) / split / name}: no such picture; the table names it")
         with Image.open(Path(folder) / split / name) as file: width, height = file.size
         images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
         for label, x0, y0, x1, y1 in boxes:
@@ -81,7 +86,7 @@ def open_split(
     split: str,               # train, val
     panoptic: bool = False,   # segments, from `annotations/panoptic_*.json` and the PNGs in `panoptic_{split}/` (or `annotations/panoptic_{split}/`)
 ) -> CocoDetection | CocoPanoptic:
-    "A split of a COCO folder: pictures in `{split}/` or `{split}2017/`, truth in `annotations/instances_*.json`."
+    "A split of a COCO folder: pictures in `{split}/` or `{split}2017/`, truth in `annotations/`. `FileNotFoundError` where there is none."
     data = Path(data)
     kind = "panoptic" if panoptic else "instances"
     for name in (split, f"{split}2017"):
@@ -111,6 +116,7 @@ def stuff_of(dataset) -> list[int] | None:
     categories = dataset.data["categories"] if hasattr(dataset, "data") else dataset.coco.dataset["categories"]
     return [c["id"] for c in categories if not c["isthing"]] if all("isthing" in c for c in categories) else None
 
+# %% ../nbs/22_own_data.ipynb #65e2e0c8
 def start_training(
     dataset: CocoDetection | CocoPanoptic,
     model: str | None = None,      # checkpoint to start from: a folder, a name on the hub, "scenes"; without it, a backbone only
@@ -121,7 +127,9 @@ def start_training(
     frozen: bool = False,          # `model` is a finished detector whose classes stay as they are
 ) -> tuple[DetrForObjectDetection | DetrForSegmentation, DetrImageProcessor]:
     """A model for the categories of a dataset, and its processor. Where the number of classes changes, "nothing" keeps its
-    weights, and every new class begins as the mean of the old ones."""
+    weights, and every new class begins as the mean of the old things. `ValueError` for arguments that do not go together."""
+    if preset not in ("coco", "scenes"): raise ValueError(f"preset={preset!r}: want 'coco' or 'scenes'")
+    if frozen and not model: raise ValueError("frozen=True: want a model, the finished detector")
     cls = DetrForSegmentation if masks else DetrForObjectDetection
     names = {i: dataset.id2label.get(i, "N/A") for i in range(max(dataset.id2label) + 1)}
     if model:

@@ -49,6 +49,7 @@ class PretrainingScenes(torch.utils.data.Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if not 0 <= index < self.count: raise IndexError(f"index {index}: want 0 … {self.count - 1}")
         scene = draw_scene(self.seed, index, "pretraining")
         return scene.image, *cell_targets(scene, self.stride)
 
