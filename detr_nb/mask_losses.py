@@ -14,22 +14,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, p
 # %% auto #0
 __all__ = ['sigmoid_focal_loss', 'dice_loss', 'stack_masks', 'mask_losses']
 
-# %% ../nbs/09_mask_losses.ipynb #29697e48
-def _like(logits: Tensor, targets: Tensor) -> Tensor:
-    "Targets as numbers of the logits' dtype. `ValueError` unless both have one shape."
-    if logits.shape != targets.shape: raise ValueError(f"logits have shape {tuple(logits.shape)}, targets {tuple(targets.shape)}: want the same")
-    return targets.to(logits.dtype)
-
 # %% ../nbs/09_mask_losses.ipynb #7098ba9f
 def sigmoid_focal_loss(
     logits: Tensor,            # (M, …) one mask each
-    targets: Tensor,           # the same shape, 0 or 1
+    targets: Tensor,           # the same shape, 0.0 or 1.0
     num_boxes: float | Tensor, # what the sum over masks is divided by
     alpha: float = 0.25,       # weight of a pixel that belongs to the object; 1 − alpha of one that does not
     gamma: float = 2,          # how much less a pixel counts that is right already
 ) -> Tensor:                   # scalar
     "Focal loss (Lin et al., 2017): the mean over pixels, summed over masks, divided by `num_boxes` (the original's `models/segmentation.py`)."
-    targets = _like(logits, targets)
     cross_entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none")
     wrong = (logits.sigmoid() - targets).abs()                  # 1 − the probability of the right answer
     weight = alpha * targets + (1 - alpha) * (1 - targets)
@@ -38,11 +31,11 @@ def sigmoid_focal_loss(
 # %% ../nbs/09_mask_losses.ipynb #179f1b3e
 def dice_loss(
     logits: Tensor,            # (M, …) one mask each
-    targets: Tensor,           # the same shape, 0 or 1
+    targets: Tensor,           # the same shape, 0.0 or 1.0
     num_boxes: float | Tensor, # what the sum over masks is divided by
 ) -> Tensor:                   # scalar
     "1 − Dice coefficient (Milletari et al., 2016) of soft masks, with 1 added above and below, summed over masks, divided by `num_boxes`."
-    probability, targets = logits.sigmoid().flatten(1), _like(logits, targets).flatten(1)
+    probability, targets = logits.sigmoid().flatten(1), targets.flatten(1)
     overlap = 2 * (probability * targets).sum(1)
     return (1 - (overlap + 1) / (probability.sum(1) + targets.sum(1) + 1)).sum() / num_boxes
 
@@ -61,5 +54,7 @@ def mask_losses(
     num_boxes: float | Tensor,
 ) -> dict[str, Tensor]:
     "`loss_mask` (focal) and `loss_dice`, at the resolution of the truth: predictions are enlarged bilinearly. `ValueError` unless there are as many of each."
+    if len(logits) != len(targets): raise ValueError(f"{len(logits)} predicted masks, {len(targets)} true ones: want as many")
     logits = interpolate(logits[:, None], targets.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    targets = targets.to(logits.dtype)
     return {"loss_mask": sigmoid_focal_loss(logits, targets, num_boxes), "loss_dice": dice_loss(logits, targets, num_boxes)}
