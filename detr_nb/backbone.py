@@ -47,9 +47,10 @@ class FrozenBatchNorm2d(nn.Module):
 def freeze_batch_norm(
     module: nn.Module,  # changed in place
 ) -> nn.Module:         # the same module
-    "Replace every batch norm below `module` by a `FrozenBatchNorm2d` with the same numbers and the same activation."
+    "Replace every `BatchNorm2d` below `module` by a `FrozenBatchNorm2d` with the same numbers and the same activation. `ValueError` for one without a scale."
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
+            if not child.affine: raise ValueError(f"{name} is a batch norm without scale and shift: want affine=True")
             act = getattr(child, "act", None)
             frozen = FrozenBatchNorm2d(child.num_features, child.eps, None if isinstance(act, nn.Identity) else act)
             frozen.load_state_dict({k: v for k, v in child.state_dict().items() if k != "num_batches_tracked"}, assign=True)
@@ -98,7 +99,8 @@ def create_backbone(
     dilation: bool = False,     # DC5: stride 16 instead of 32, the last stage dilated
     **kwargs,                   # handed to `timm.create_model`
 ) -> nn.Module:                 # picture (B, in_chans, H, W) → list of feature maps, fine to coarse
-    "A timm feature extractor. `ValueError` for a name timm does not have, `OSError` where pretrained weights cannot be fetched."
+    """A timm feature extractor. `ValueError` for a name timm does not have or an option the network does not take,
+    `OSError` where pretrained weights cannot be fetched."""
     import timm
     register_backbones()
     if not timm.is_model(name):
@@ -111,8 +113,9 @@ def create_backbone(
             return create((1, 2, 3, 4))
         except (IndexError, AssertionError):
             return create((0, 1, 2, 3))  # a network of four stages has no stem among its maps
-    except TypeError as error:
-        raise ValueError(f"backbone={name!r} does not take {sorted(kwargs)}{' (dilation=True)' if dilation else ''}: {error}") from error
+    except (TypeError, AssertionError, IndexError) as error:
+        asked = f"{sorted(kwargs)}{' (dilation=True)' if dilation else ''}"
+        raise ValueError(f"backbone={name!r} does not take {asked}, or has fewer than four feature maps: {error or type(error).__name__}") from error
     except Exception as error:
         if not pretrained: raise
         raise OSError(

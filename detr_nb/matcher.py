@@ -56,6 +56,9 @@ def _check_form(target: Mapping[str, Tensor], name: str) -> None:
     if not isinstance(target, Mapping): raise TypeError(f"{name} is {type(target).__name__}: want a mapping with 'class_labels' and 'boxes'")
     if "class_labels" not in target or "boxes" not in target:
         raise ValueError(f"{name} has the keys {sorted(target)}: want 'class_labels' and 'boxes'")
+    if kinds := [f"{key} {type(target[key]).__name__}" for key in ("class_labels", "boxes") if not isinstance(target[key], Tensor)]:
+        raise TypeError(f"{name} has {', '.join(kinds)}: want tensors")
+    if target["class_labels"].dim() != 1: raise ValueError(f"{name}: class_labels of shape {tuple(target['class_labels'].shape)}: want (T,)")
     if target["boxes"].shape != (len(target["class_labels"]), 4):
         count, shape = len(target["class_labels"]), tuple(target["boxes"].shape)
         raise ValueError(f"{name}: {count} class_labels, boxes of shape {shape}: want ({count}, 4)")
@@ -68,7 +71,8 @@ def check_targets(
     num_classes: int,                         # labels must be below
     num_queries: int,                         # one warning where a picture has more targets
 ) -> None:
-    "`ValueError` that names the picture and the target for a label out of range, a NaN box or a negative size."
+    """`ValueError` or `TypeError` for a target of the wrong form; `ValueError` that names the picture and the target for a
+    label out of range, a box that is not finite or has a negative size; a warning where targets outnumber queries."""
     for i, target in enumerate(targets): _check_form(target, f"labels[{i}]")
     sizes = [len(t["class_labels"]) for t in targets]
     if not sum(sizes): return
@@ -99,7 +103,8 @@ def pad_targets(
 
 # %% ../nbs/08_matcher.ipynb #6cfa00e9
 class HungarianMatcher(nn.Module):
-    "One query for each target, at the least total cost (paper, section 3.1; the original's `models/matcher.py`)."
+    """One query for each target, at the least total cost (paper, section 3.1; the original's `models/matcher.py`).
+    `ValueError` if all three weights are 0."""
     def __init__(
         self,
         class_cost: float = 1,  # weight of −probability
@@ -118,7 +123,8 @@ class HungarianMatcher(nn.Module):
         boxes: Tensor,   # (L, B, N, 4)
         targets: Sequence[Mapping[str, Tensor]],
     ) -> list[tuple[Tensor, Tensor]]:
-        "The matching of every layer and picture, layer by layer: L·B pairs of indices."
+        """The matching of every layer and picture, layer by layer: L·B pairs of indices. `ValueError` for another number of
+        targets than pictures, and for predictions that are not finite."""
         if isinstance(targets, Mapping) or len(targets) != logits.shape[1]:
             found = "one mapping" if isinstance(targets, Mapping) else f"{len(targets)} mappings"
             raise ValueError(f"labels: {found} for {logits.shape[1]} pictures: want a list with one mapping for each")

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 # %% ../nbs/06_position.ipynb #35be8552
 class SinePositionEmbedding(nn.Module):
     """Where a token is, as sines and cosines of its row and column, each scaled to 0…2π over the *valid* part of the
-    picture (paper, appendix A.4; the original's `models/position_encoding.py`). Always computed in float32."""
+    picture (paper, appendix A.4; the original's `models/position_encoding.py`). Always computed in float32.
+    `ValueError` for a width that is no multiple of 4."""
     def __init__(
         self,
         d_model: int,               # width d; rows take the first half, columns the second
         temperature: float = 10000, # the slowest wave is about this much slower than the fastest
     ):
         super().__init__()
+        if d_model % 4: raise ValueError(f"d_model={d_model}: want a multiple of 4 (sine and cosine, row and column)")
         self.d_model, self.temperature = d_model, temperature
 
     def forward(
@@ -33,20 +35,21 @@ class SinePositionEmbedding(nn.Module):
         y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
         x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
         pair = torch.arange(half, device=mask.device) // 2
-        period = self.temperature ** (2 * pair / half)                   # (d/2,) each twice: once for sin, once for cos
-        waves = torch.stack([y, x], 1)[..., None] / period               # (B, 2, H, W, d/2)
+        divisor = self.temperature ** (2 * pair / half)                  # (d/2,) each twice: once for sin, once for cos
+        waves = torch.stack([y, x], 1)[..., None] / divisor              # (B, 2, H, W, d/2)
         waves = torch.stack([waves[..., 0::2].sin(), waves[..., 1::2].cos()], -1).flatten(-2)
         return waves.permute(0, 1, 4, 2, 3).flatten(1, 2)                # y before x
 
 # %% ../nbs/06_position.ipynb #a2cb0255
 class LearnedPositionEmbedding(nn.Module):
-    "A learned vector for each of `rows` rows and columns; the column's half comes first. `ValueError` for a larger map."
+    "A learned vector for each of `rows` rows and columns; the column's half comes first. `ValueError` for a larger map, or an odd width."
     def __init__(
         self,
         d_model: int,   # width d
         rows: int = 50, # largest height and width, in tokens
     ):
         super().__init__()
+        if d_model % 2: raise ValueError(f"d_model={d_model}: want an even number (row and column)")
         self.row_embeddings = nn.Embedding(rows, d_model // 2)
         self.column_embeddings = nn.Embedding(rows, d_model // 2)
         nn.init.uniform_(self.row_embeddings.weight)

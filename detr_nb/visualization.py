@@ -61,9 +61,11 @@ def show_boxes(
     names: Mapping[int, str] | None = None, # of the categories: written at the boxes
     scores: Sequence[float] | None = None,  # (T,) written behind the names
     title: str = "",
-    ax=None,                                # draw here: a new figure
+    ax=None,                                # draw here; None: a new figure
 ):
-    "A picture and boxes over it. Returns the axes."
+    "A picture and boxes over it. Returns the axes. `ValueError` where boxes and labels differ in number."
+    count = len(np.asarray(boxes, float).reshape(-1, 4))
+    if len(labels) != count and (len(labels) or names is not None): raise ValueError(f"{len(labels)} labels for {count} boxes: want one for each")
     ax = _axes(ax, 3.4, 3.4)
     ax.imshow(image, interpolation="nearest")
     for i, (x0, y0, x1, y1) in enumerate(np.asarray(boxes, float).reshape(-1, 4)):
@@ -107,7 +109,7 @@ def show_segments(
     labels: Mapping[int, int],               # segment → category id: the colours
     names: Mapping[int, str] | None = None,  # of the categories: written into the segments
     title: str = "",
-    ax=None,                                 # draw here: a new figure
+    ax=None,                                 # draw here; None: a new figure
 ):
     "A picture through its segments: coloured by class, white lines between segments, black where nobody is. Returns the axes."
     from scipy.ndimage import distance_transform_edt
