@@ -48,7 +48,7 @@ def box_iou(
 ) -> Tensor:    # (N, M) in 0…1
     "Intersection over union of every box of `a` with every box of `b`; 0 where both have no area."
     intersection, union = _overlap(a[:, None], b[None])
-    return intersection / union.where(union > 0, 1)
+    return intersection / union.masked_fill(union == 0, 1)
 
 # %% ../nbs/01_boxes.ipynb #b0f257e7
 def paired_giou(
@@ -61,7 +61,7 @@ def paired_giou(
     ax0, ay0, ax1, ay1 = a.unbind(-1)
     bx0, by0, bx1, by1 = b.unbind(-1)
     hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (torch.maximum(ay1, by1) - torch.minimum(ay0, by0))
-    return intersection / union.where(union > 0, 1) - (hull - union) / hull.where(hull > 0, 1)
+    return intersection / union.masked_fill(union == 0, 1) - (hull - union) / hull.masked_fill(hull == 0, 1)
 
 def generalized_box_iou(
     a: Tensor,  # (N, 4) corners

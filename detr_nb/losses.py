@@ -84,7 +84,7 @@ def cardinality_error(
     sizes: Sequence[int],   # number of targets of each of the B pictures
 ) -> Tensor:                # (L,)
     "How far the number of queries that say something is from the number of objects."
-    found = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1).float()
+    found = (logits[..., :-1].amax(-1) >= logits[..., -1]).sum(-1).float()  # as `argmax`, several times faster
     return (found - torch.tensor(sizes, device=logits.device).float()).abs().mean(1)
 
 # %% ../nbs/10_losses.ipynb #dd49649d
