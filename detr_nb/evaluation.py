@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,10 +91,7 @@ class CocoEvaluator:
         "Give every process the detections of all. A picture that two of them saw counts once."
         self.predictions = {k: v for part in gather_objects(self.predictions) for k, v in part.items()}
 
-    def accumulate(
-        self,
-        category_ids: Sequence[int] | None = None,  # only these: all
-    ) -> None:
+    def accumulate(self) -> None:
         "Match detections with the truth of the pictures seen and compute precision and recall."
         from pycocotools.cocoeval import COCOeval
         for iou_type in self.iou_types:
@@ -102,7 +100,6 @@ class CocoEvaluator:
                 found = self.coco.loadRes(results) if len(results) else type(self.coco)()
                 evaluation = COCOeval(self.coco, found, iou_type)
                 evaluation.params.imgIds = sorted(self.predictions)
-                if category_ids is not None: evaluation.params.catIds = sorted(category_ids)
                 evaluation.evaluate()
                 evaluation.accumulate()
             self.coco_eval[iou_type] = evaluation
@@ -110,13 +107,18 @@ class CocoEvaluator:
     def summarize(
         self,
         verbose: bool = True,
+        category_ids: Sequence[int] | None = None,  # only these: all
     ) -> dict:
         "COCO's twelve numbers by name; −1 where there is no such object. With two `iou_types`, such a table for each."
         tables = {}
         for iou_type in self.iou_types:
-            with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-                self.coco_eval[iou_type].summarize()
-            tables[iou_type] = dict(zip(METRICS, self.coco_eval[iou_type].stats.tolist()))
+            evaluation = self.coco_eval[iou_type]
+            if category_ids is not None:  # categories are evaluated apart from each other: the third axis, and the second
+                evaluation = copy.copy(evaluation)
+                own = [i for i, category in enumerate(evaluation.params.catIds) if category in category_ids]
+                evaluation.eval = evaluation.eval | {"precision": evaluation.eval["precision"][:, :, own], "recall": evaluation.eval["recall"][:, own]}
+            with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()): evaluation.summarize()
+            tables[iou_type] = dict(zip(METRICS, evaluation.stats.tolist()))
         return tables if len(tables) > 1 else tables[self.iou_types[0]]
 
 # %% ../nbs/18_evaluation.ipynb #4081b6c1
@@ -172,10 +174,10 @@ def evaluate(
                 result["masks"] = resize_masks(answer.masks.float(), answer.size, answer.cells) > 0
         evaluator.update({target["image_id"]: result for (_, target), result in zip(items, results)})
     evaluator.synchronize_between_processes()
+    evaluator.accumulate()
     for name, ids in (("all", None), ("things", things_of(dataset.coco))):
         if name == "things" and ids is None: continue
-        evaluator.accumulate(ids)
-        summary = evaluator.summarize(verbose=False)
+        summary = evaluator.summarize(verbose=False, category_ids=ids)
         for iou_type, table in ({evaluator.iou_types[0]: summary} if len(evaluator.iou_types) == 1 else summary).items():
             tables[name if iou_type == "bbox" else f"{name} masks"] = table
     return tables
