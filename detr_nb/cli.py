@@ -335,9 +335,9 @@ def train_command(
     dataset = open_split(data, "train", panoptic)
     try:
         val = open_split(data, "val", panoptic)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         val = None
-        typer.echo(f"{data} has no val split: training goes unwatched", err=True)
+        typer.echo(f"{error}; training goes unwatched", err=True)
     network, processor = start_training(dataset, frozen_detector or model, preset, backbone, pretrained, masks, bool(frozen_detector))
     if frozen_detector: network.freeze_detector()
     typer.echo(f"trained model: {train(network, dataset, out, recipe, processor, val, resume, workers)}")
