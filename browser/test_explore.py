@@ -39,12 +39,12 @@ def free_port() -> int:
 def lab(tmp_path_factory):
     "The address of a JupyterLab of its own, with a copy of the chapter without outputs."
     home = tmp_path_factory.mktemp("lab")
-    notebook = json.loads((ROOT / "nbs" / "21_explore.ipynb").read_text())
+    notebook = json.loads((ROOT / "nbs" / "50_explore.ipynb").read_text())
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell["outputs"] = []
     (home / "work").mkdir()
-    (home / "work" / "21_explore.ipynb").write_text(json.dumps(notebook))
+    (home / "work" / "50_explore.ipynb").write_text(json.dumps(notebook))
     (home / "settings").mkdir()
     (home / "settings" / "overrides.json").write_text(json.dumps(SETTINGS))
     folders = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
@@ -85,7 +85,7 @@ def page(lab, browser):
     page.on("console", lambda m: page.said.append(f"{m.text} ({m.location.get('url', '')})") if m.type == "error" else None)
     page.on("pageerror", lambda error: page.said.append(str(error)))
     page.on("request", lambda r: page.abroad.append(r.url) if not r.url.startswith((lab, "data:", "blob:", lab.replace("http", "ws"))) else None)
-    page.goto(f"{lab}/lab/tree/21_explore.ipynb")
+    page.goto(f"{lab}/lab/tree/50_explore.ipynb")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
     page.wait_for_function(f"{SESSION}?.session?.kernel?.connectionStatus === 'connected' && {SESSION}.isReady", timeout=60_000)
     page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
@@ -96,7 +96,7 @@ def page(lab, browser):
 
 
 def boxes(page):
-    "The widgets of the chapter, each with sliders and a picture."
+    "The widgets of the chapter, each with sliders and an image."
     return page.locator(".jp-OutputArea-output .widget-vbox:has(.widget-html img)")
 
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from make_docs import notebook_page, prose
 from reference import module_page
 
-PICTURE = {"output_type": "display_data", "metadata": {}, "data": {"image/png": base64.b64encode(b"a picture").decode()}}
+PICTURE = {"output_type": "display_data", "metadata": {}, "data": {"image/png": base64.b64encode(b"a image").decode()}}
 
 
 def code(text: str, *outputs: dict, tags: tuple = ()) -> dict:
@@ -36,13 +36,13 @@ def test_a_worked_answer_is_folded(tmp_path):
 
 
 def test_a_folded_hint_is_markdown():
-    assert prose("<details><summary>Hint</summary>\n*Look*.</details>") == "<details><summary>Hint</summary>\n\n*Look*.\n\n</details>\n"
+    assert prose("<details><summary>Hint</summary>\n*Inspection*.</details>") == "<details><summary>Hint</summary>\n\n*Inspection*.\n\n</details>\n"
 
 
 def test_a_figure_has_words(tmp_path):
     text = page(tmp_path, code("#| fig-alt: A \"star\" on grey\nshow()", PICTURE), code('strip("boxes");', PICTURE))
     assert r':alt: "A \"star\" on grey"' in text and "fig-alt" not in text and "; here: boxes" in text
-    assert (tmp_path / "images" / "30_lesson_0_0.png").read_bytes() == b"a picture"
+    assert (tmp_path / "images" / "30_lesson_0_0.png").read_bytes() == b"a image"
     with pytest.raises(ValueError, match="30_lesson.ipynb, cell 0: a figure without words"): page(tmp_path, code("show()", PICTURE))
 
 
@@ -52,9 +52,9 @@ def test_other_outputs_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("link,wanted", [
-    ("07_transformer.ipynb", "07_transformer.md"), ("../nbs/07_transformer.ipynb#many-heads", "07_transformer.md#many-heads"),
+    ("12_transformer.ipynb", "12_transformer.md"), ("../nbs/12_transformer.ipynb#many-heads", "12_transformer.md#many-heads"),
     ("../docs/from_transformers.md", "from_transformers.md"), ("../course/README.md", "course.md"), ("../README.md", "index.md"),
-    ("https://example.org/07_transformer.ipynb", "https://example.org/07_transformer.ipynb"),
+    ("https://example.org/12_transformer.ipynb", "https://example.org/12_transformer.ipynb"),
 ])
 def test_links_lead_to_pages(link, wanted):
     assert prose(f"[there]({link})") == f"[there]({wanted})"

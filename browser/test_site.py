@@ -11,21 +11,21 @@ PAGES = sorted(SITE.rglob("*.html"))
 NAMES = [p.relative_to(SITE).as_posix() for p in PAGES]
 WIDTHS = {"desk": 1280, "phone": 390}
 SHOTS = ROOT / "build" / "browser"
-SHOWN = "index.html", "00_start.html", "07_transformer.html", "08_matcher.html", "api/matcher.html", "command_line.html"
+SHOWN = "index.html", "00_start.html", "12_transformer.html", "13_matcher.html", "api/matcher.html", "command_line.html"
 
 
 class Page(HTMLParser):
-    "What a page links to, what can be linked to in it, and its pictures."
+    "What a page links to, what can be linked to in it, and its images."
     def __init__(self, path: Path):
         super().__init__()
-        self.links, self.ids, self.pictures = [], set(), []
+        self.links, self.ids, self.images = [], set(), []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attributes: list):
         values = dict(attributes)
         self.links += [values[k] for k in ("href", "src") if k in values]
         if "id" in values: self.ids.add(values["id"])
-        if tag == "img": self.pictures.append(values)
+        if tag == "img": self.images.append(values)
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +57,8 @@ def test_links(parsed):
     print(f"{sum(len(p.links) for p in parsed.values())} links in {len(parsed)} pages")
 
 
-def test_pictures_have_alternatives(parsed):
-    bare = [f"{path.relative_to(SITE)}: {p['src']}" for path, page in parsed.items() for p in page.pictures if len((p.get("alt") or "").split()) < 3]
+def test_images_have_alternatives(parsed):
+    bare = [f"{path.relative_to(SITE)}: {p['src']}" for path, page in parsed.items() for p in page.images if len((p.get("alt") or "").split()) < 3]
     assert not bare, "no text alternative of three words or more:\n" + "\n".join(bare)
 
 
@@ -110,5 +110,5 @@ def test_search(contexts, address):
     found = page.locator("#search-results li a").evaluate_all("links => links.map(a => a.href)")
     page.screenshot(path=SHOTS / "search.png")
     page.close()
-    assert any("08_matcher.html" in link for link in found), found
+    assert any("13_matcher.html" in link for link in found), found
     assert not faults, faults

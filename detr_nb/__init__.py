@@ -1,30 +1,47 @@
+"""DETR that you can read, run and build on. Names are imported when they are first used."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
 
-_HOMES = {  # public name → the module it lives in; imported when it is first asked for
-    "config": ["DetrConfig"],
-    "mask_head": ["DetrForSegmentation", "DetrSegmentationOutput"],
-    "panoptic": ["CocoPanoptic"],
-    "detector": ["DetrForObjectDetection", "DetrModel", "DetrModelOutput", "DetrObjectDetectionOutput"],
-    "matcher": ["DetrHungarianMatcher", "HungarianMatcher"],
-    "losses": ["DetrLoss"],
-    "processor": ["DetrFeatureExtractor", "DetrImageProcessor"],
-    "evaluation": ["CocoEvaluator", "PanopticEvaluator", "evaluate"],
-    "data": ["CocoDetection", "SceneDetection"],
-    "scenes": ["draw_scene", "make_scenes"],
-    "backbone": ["register_backbones"],
-    "training": ["RECIPES", "Recipe", "train"],
+__all__ = [
+    "RECIPES", "CocoDetection", "CocoEvaluator", "CocoPanoptic", "DetrConfig", "DetrFeatureExtractor", "DetrForObjectDetection",
+    "DetrForSegmentation", "DetrHungarianMatcher", "DetrImageProcessor", "DetrLoss", "DetrModel", "DetrModelOutput",
+    "DetrObjectDetectionOutput", "DetrSegmentationOutput", "HungarianMatcher", "PanopticEvaluator", "Recipe", "SceneDetection",
+    "draw_scene", "evaluate", "make_scenes", "register_backbones", "train",
+]
+
+if TYPE_CHECKING:
+    from .backbone import register_backbones
+    from .config import DetrConfig
+    from .data import CocoDetection, CocoPanoptic, SceneDetection
+    from .detector import DetrForObjectDetection, DetrModel, DetrModelOutput, DetrObjectDetectionOutput
+    from .evaluation import CocoEvaluator, PanopticEvaluator, evaluate
+    from .losses import DetrLoss
+    from .mask_head import DetrForSegmentation, DetrSegmentationOutput
+    from .matcher import DetrHungarianMatcher, HungarianMatcher
+    from .processor import DetrFeatureExtractor, DetrImageProcessor
+    from .scenes import draw_scene, make_scenes
+    from .training import RECIPES, Recipe, train
+
+_HOMES = {  # module → the public names that live in it; the same as above, for when the program runs
+    "backbone": "register_backbones", "config": "DetrConfig", "data": "CocoDetection CocoPanoptic SceneDetection",
+    "detector": "DetrForObjectDetection DetrModel DetrModelOutput DetrObjectDetectionOutput",
+    "evaluation": "CocoEvaluator PanopticEvaluator evaluate", "losses": "DetrLoss",
+    "mask_head": "DetrForSegmentation DetrSegmentationOutput", "matcher": "DetrHungarianMatcher HungarianMatcher",
+    "processor": "DetrFeatureExtractor DetrImageProcessor", "scenes": "draw_scene make_scenes",
+    "training": "RECIPES Recipe train",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME)
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
-def __getattr__(name):
+def __getattr__(name: str):
     if name not in _HOME:
-        raise AttributeError(f"module 'detr_nb' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"module 'detr_nb' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
     from importlib import import_module
-    value = getattr(import_module(f"detr_nb.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    globals()[name] = getattr(import_module(f"detr_nb.{_HOME[name]}"), name)
+    return globals()[name]
 
 
 def __dir__():

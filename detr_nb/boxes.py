@@ -33,7 +33,8 @@ def box_area(
 
 # %% ../nbs/01_boxes.ipynb #21c95f5f
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    "Intersection and union of boxes (corners), broadcast. Coordinates apart: long rows of numbers are faster than rows of two."
+    """Intersection and union of boxes (corners), broadcast. Coordinates apart: long rows of numbers
+    are faster than rows of two."""
     ax0, ay0, ax1, ay1 = a.unbind(-1)
     bx0, by0, bx1, by1 = b.unbind(-1)
     width = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp(min=0)
@@ -55,12 +56,14 @@ def paired_giou(
     a: Tensor,  # (…, 4) corners
     b: Tensor,  # (…, 4) corners; broadcasts against `a`
 ) -> Tensor:    # (…,) in −1…1
-    """Generalised IoU (Rezatofighi et al., 2019) of each box of `a` with its partner in `b`. Defined, and with a
-    gradient, for boxes without area too."""
+    """Generalised IoU (Rezatofighi et al., 2019) of each box of `a` with its partner in `b`.
+    Defined, and with a gradient, for boxes without area too."""
     intersection, union = _overlap(a, b)
     ax0, ay0, ax1, ay1 = a.unbind(-1)
     bx0, by0, bx1, by1 = b.unbind(-1)
-    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (torch.maximum(ay1, by1) - torch.minimum(ay0, by0))
+    hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (
+        torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
+    )
     return intersection / union.masked_fill(union == 0, 1) - (hull - union) / hull.masked_fill(hull == 0, 1)
 
 def generalized_box_iou(

@@ -1,4 +1,4 @@
-"What the tests share: weights drawn so that everything matters, models of both libraries with the same weights, the two real pictures."
+"What the tests share: weights drawn so that everything matters, models of both libraries with the same weights, the two real images."
 import os
 import warnings
 from pathlib import Path
@@ -61,7 +61,7 @@ def ours_from(hf, folder, cls=None):
 
 
 def padded_batch(sizes=((96, 128), (64, 80)), seed=1):
-    "Random pictures of different sizes on one canvas, and their mask."
+    "Random images of different sizes on one canvas, and their mask."
     generator = torch.Generator().manual_seed(seed)
     height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
     pixels, mask = torch.zeros(len(sizes), 3, height, width), torch.zeros(len(sizes), height, width, dtype=torch.int64)
@@ -72,7 +72,7 @@ def padded_batch(sizes=((96, 128), (64, 80)), seed=1):
 
 
 def random_labels(counts=(3, 5), num_labels=7, seed=2):
-    "Targets with boxes inside the picture."
+    "Targets with boxes inside the image."
     generator = torch.Generator().manual_seed(seed)
     boxes = [torch.cat([torch.rand(n, 2, generator=generator) * 0.6 + 0.2, torch.rand(n, 2, generator=generator) * 0.3 + 0.05], 1) for n in counts]
     return [{"class_labels": torch.randint(0, num_labels, (len(b),), generator=generator), "boxes": b} for b in boxes]
@@ -87,8 +87,8 @@ def close_to_scale(actual, expected, tolerance, floor=1e-12):
 
 @pytest.fixture(scope="session")
 def coco_sample():
-    "The folder with the two real COCO pictures."
+    "The folder with the two real COCO images."
     folder = os.environ.get("DETR_NB_COCO_SAMPLE")
     if not folder:
-        pytest.skip("DETR_NB_COCO_SAMPLE is not set: the two real COCO pictures are not here")
+        pytest.skip("DETR_NB_COCO_SAMPLE is not set: the two real COCO images are not here")
     return Path(folder)

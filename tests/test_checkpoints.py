@@ -42,7 +42,7 @@ def test_module_keys_of_transformers_5():
 
 def test_embedded_config_is_one_that_version_4_writes():
     "transformers 4.x reads every key of the embedded config: all are its own, with its types, but two that it ignores."
-    from detr_nb.config import ASSETS
+    from detr_nb.files import ASSETS
     ours, theirs = json.loads((ASSETS / "scenes" / "config.json").read_text()), PUBLIC["config"]["4.57.6"]["detr-resnet-50"]
     assert set(ours) - set(theirs) == {"architectures", "detr_nb"}
     for name in set(ours) & set(theirs):
@@ -257,7 +257,7 @@ def test_pretrained_backbone(monkeypatch):
     import timm
     from safetensors.torch import load_file
 
-    from detr_nb.config import ASSETS
+    from detr_nb.files import ASSETS
     model = DetrForObjectDetection(DetrConfig(**SMALL | {"backbone": "detr_nb_resnet", "use_pretrained_backbone": True}))
     stored = load_file(ASSETS / "scenes" / "backbone.safetensors")
     state = model.model.backbone.conv_encoder.model.state_dict()

@@ -34,8 +34,8 @@ def test_demo(tmp_path):
     result = run("demo", "--out", tmp_path / "demo", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for name in ("detections.png", "panoptic.png"):
-        with Image.open(tmp_path / "demo" / name) as picture:
-            assert min(picture.size) > 400
+        with Image.open(tmp_path / "demo" / name) as image:
+            assert min(image.size) > 400
     answers = json.loads((tmp_path / "demo" / "detections.json").read_text())
     assert len(answers) == 12 and sum(len(a["detections"]) for a in answers) > 20
     table = [line.split() for line in result.stdout.splitlines() if line.startswith(("AP", "AR"))]
@@ -68,10 +68,10 @@ def test_detect_folder_and_json(photos, tmp_path):
 
 
 def test_detect_glob_and_bad_file(photos):
-    (photos / "d.png").write_bytes(b"no picture")
+    (photos / "d.png").write_bytes(b"no image")
     result = run("detect", str(photos / "*.png"), photos / "nowhere.png", "--threshold", 0.3)
     assert result.returncode == 1
-    assert "d.png: not a picture" in result.stderr and "nowhere.png" in result.stderr
+    assert "d.png: not an image" in result.stderr and "nowhere.png" in result.stderr
     assert "a.png: " in result.stdout and "Traceback" not in result.stderr
 
 
@@ -87,7 +87,7 @@ def test_exif_is_honoured(photos):
 
 
 def test_detect_panoptic(photos, tmp_path):
-    from detr_nb.panoptic import read_panoptic
+    from detr_nb.data import read_panoptic
     result = run("detect", photos / "a.png", "--task", "panoptic", "--threshold", 0.3, "--json", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout)["segments"]
@@ -97,8 +97,8 @@ def test_detect_panoptic(photos, tmp_path):
     ids = read_panoptic(tmp_path / "out" / "panoptic" / entry["file_name"], said, (128, 128))
     assert all((ids == s["id"]).sum() == s["area"] for s in said)
     assert len({s["label"] for s in said if s["category_id"] > 8}) == sum(s["category_id"] > 8 for s in said)  # stuff is fused
-    with Image.open(tmp_path / "out" / "a.png") as picture:
-        assert min(picture.size) > 400
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        assert min(image.size) > 400
 
 
 def test_detect_instance_and_semantic(photos, tmp_path):
@@ -115,8 +115,8 @@ def test_detect_instance_and_semantic(photos, tmp_path):
     assert all(list(a["bbox"]) == coco_mask.toBbox(a["segmentation"]).tolist() for a in loaded)
     result = run("detect", photos / "a.png", "--task", "semantic", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
-    with Image.open(tmp_path / "out" / "semantic" / "a.png") as picture:
-        classes = np.asarray(picture)
+    with Image.open(tmp_path / "out" / "semantic" / "a.png") as image:
+        classes = np.asarray(image)
     assert classes.shape == (128, 128) and 9 in classes  # sky
 
 
@@ -197,8 +197,8 @@ def test_nothing_to_detect(tmp_path):
     assert result.returncode == 2 and "no files" in result.stderr
 
 
-def test_drawings_never_cover_a_picture(photos):
-    "Results beside the pictures they are of: the pictures stay as they were."
+def test_drawings_never_cover_a_image(photos):
+    "Results beside the images they are of: the images stay as they were."
     before = {p.name: p.read_bytes() for p in photos.iterdir()}
     result = run("detect", photos, "--threshold", 0.3, "--out", photos)
     assert result.returncode == 0, result.stderr

@@ -64,8 +64,8 @@ def test_broken(name, tmp_path):
         CocoDetection(*folder_with(tmp_path, change))
 
 
-def test_missing_picture(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.png: no such picture; .*truth.json lists it as image 1"):
+def test_missing_image(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.png: no such image; .*truth.json lists it as image 1"):
         CocoDetection(*folder_with(tmp_path, lambda d: d["images"][0].update(file_name="gone.png")))
 
 
@@ -103,7 +103,7 @@ def test_boxes_outside(tmp_path):
         {"id": 2, "image_id": 1, "category_id": 3, "bbox": [15, 5, 20, 20], "area": 400}, {"id": 3, "image_id": 1, "category_id": 3, "bbox": [3, 3, 0, 4], "area": 0},
         {"id": 4, "image_id": 2, "category_id": 3, "bbox": [30, 3, 5, 4], "area": 20},
     ]
-    with pytest.warns(UserWarning, match="2 boxes have no area inside their picture and are left out, the first in image 1") as caught:
+    with pytest.warns(UserWarning, match="2 boxes have no area inside their image and are left out, the first in image 1") as caught:
         dataset = CocoDetection(*folder_with(tmp_path, lambda d: d["annotations"].extend(extra)))
     assert len(caught) == 1
     with warnings.catch_warnings():
@@ -113,10 +113,10 @@ def test_boxes_outside(tmp_path):
     assert boxes.tolist() == [[1, 2, 6, 7], [15, 5, 20, 10]]
 
 
-def test_a_picture_that_is_cut_off(tmp_path):
+def test_a_image_that_is_cut_off(tmp_path):
     folder, truth = folder_with(tmp_path)
     (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:40])
-    with pytest.raises(OSError, match="a.png: not a whole picture"):
+    with pytest.raises(OSError, match="a.png: not a whole image"):
         CocoDetection(folder, truth)[0]
 
 

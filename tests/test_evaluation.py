@@ -11,7 +11,7 @@ import torch
 
 from detr_nb import CocoEvaluator, SceneDetection, evaluate
 from detr_nb.data import detection_target
-from detr_nb.evaluation import METRICS, format_tables, things_of
+from detr_nb.evaluation import METRICS, format_tables, thing_ids
 
 
 def noisy_predictions(dataset, seed=0):
@@ -62,12 +62,12 @@ def test_against_pycocotools(dataset, capsys):
     assert "Average Precision" in capsys.readouterr().out
     np.testing.assert_allclose([numbers[m] for m in METRICS], directly(coco, predictions), atol=1e-6)
     assert 0.05 < numbers["AP"] < 0.9
-    things = evaluator.summarize(verbose=False, category_ids=things_of(coco))
+    things = evaluator.summarize(verbose=False, category_ids=thing_ids(coco))
     np.testing.assert_allclose(list(things.values()), directly(coco, predictions, list(range(1, 9))), atol=1e-6)
     np.testing.assert_allclose(evaluator.coco_eval["bbox"].stats, directly(coco, predictions), atol=1e-6)  # where the original's users look
 
 
-def test_only_the_pictures_seen_count(dataset):
+def test_only_the_images_seen_count(dataset):
     predictions = noisy_predictions(dataset)
     evaluator = CocoEvaluator(dataset.coco)
     half = dict(list(predictions.items())[:15])
@@ -113,7 +113,7 @@ TWO = """
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-    "Seven pictures on two processes give every process the numbers of one: boxes, masks, panoptic quality."
+    "Seven images on two processes give every process the numbers of one: boxes, masks, panoptic quality."
     from detr_nb import CocoPanoptic, DetrForSegmentation, DetrImageProcessor, make_scenes
     from detr_nb.evaluation import evaluate_panoptic
     make_scenes(tmp_path / "data", val=7, seed=21)

@@ -15,8 +15,12 @@ from detr_nb import (
     CocoEvaluator, CocoPanoptic, DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor, PanopticEvaluator, SceneDetection, evaluate,
     make_scenes,
 )
-from detr_nb.data import annotation_mask, detection_target
-from detr_nb.panoptic import compare_segments, id_to_rgb, masks_to_boxes, merge_masks, panoptic_target, read_panoptic, rgb_to_id
+from detr_nb.data import (
+    annotation_mask, detection_target, id_to_rgb, masks_to_boxes, panoptic_target, read_panoptic,
+    rgb_to_id,
+)
+from detr_nb.evaluation import compare_segments
+from detr_nb.panoptic import merge_masks
 
 WIDE = SMALL | dict(d_model=128, encoder_attention_heads=8, decoder_attention_heads=8)
 PROCESSOR = DetrImageProcessor()
@@ -38,7 +42,7 @@ def panoptic(outputs, **settings):
 
 
 def test_padding_is_cut_off():
-    "The picture fills the upper left quarter; its mask must fill the result. Theirs stretches the canvas."
+    "The image fills the upper left quarter; its mask must fill the result. Theirs stretches the canvas."
     masks = torch.zeros(1, 1, 16, 16) + 1e-4
     masks[..., :8, :4] = 1 - 1e-4
     outputs = SimpleNamespace(logits=torch.tensor([[[9.0, 0, 0]]]), pred_masks=masks.logit())
@@ -55,7 +59,7 @@ def test_padding_is_cut_off():
 
 
 @pytest.mark.parametrize("sizes", [((96, 128), (64, 80)), ((61, 93), (101, 77)), ((128, 128), (37, 128), (90, 53))], ids=str)
-def test_batch_equals_pictures_one_by_one(sizes):
+def test_batch_equals_images_one_by_one(sizes):
     "Same segments, labels and ids; scores to 1e-4. With the embedded backbone; the public networks let padding leak."
     torch.manual_seed(0)
     config = DetrConfig(**WIDE | {"backbone": "detr_nb_resnet", "num_queries": 25}, batch_invariant=True)
@@ -68,11 +72,11 @@ def test_batch_equals_pictures_one_by_one(sizes):
     images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
     processor, settings = DetrImageProcessor(do_resize=False), dict(threshold=0.2, overlap_mask_area_threshold=0.02)
 
-    def segments(pictures):
-        batch = processor(pictures, return_tensors="pt")
+    def segments(images):
+        batch = processor(images, return_tensors="pt")
         with torch.inference_mode():
             outputs = model(batch.pixel_values, batch.pixel_mask)
-        targets = [(p.height * 2, p.width * 2) for p in pictures]
+        targets = [(p.height * 2, p.width * 2) for p in images]
         return processor.post_process_panoptic_segmentation(outputs, target_sizes=targets, pixel_mask=batch.pixel_mask, **settings)
 
     together, alone = segments(images), [segments([image])[0] for image in images]
@@ -108,7 +112,7 @@ def test_stride_of_a_grid():
 
 
 def test_background():
-    "One confident query: only its own pixels are its. Theirs gives it the whole picture."
+    "One confident query: only its own pixels are its. Theirs gives it the whole image."
     outputs = outputs_of([[[0.9, 0.9, 0.1, 0.1]]], [0.9], [2])
     assert panoptic(outputs)["segmentation"].tolist() == [[1, 1, 0, 0]]
     assert panoptic(outputs, compat="transformers")["segmentation"].tolist() == [[1, 1, 1, 1]]
@@ -185,7 +189,7 @@ def test_older_panoptic():
     two = SimpleNamespace(logits=outputs.logits.expand(2, -1, -1), pred_masks=outputs.pred_masks.expand(2, -1, -1, -1))
     whole, half = PROCESSOR.post_process_panoptic(two, [(8, 8), (8, 4)], is_thing_map={1: True, 2: False, 3: True})
     assert [s["area"] for s in whole["segments_info"]] == [48, 16]  # the stuff's second mask became the first's; four pixels are too few
-    assert [s["area"] for s in half["segments_info"]] == [16, 16]   # the second picture is the canvas's left half
+    assert [s["area"] for s in half["segments_info"]] == [16, 16]   # the second image is the canvas's left half
 
 
 def test_older_instance():
@@ -218,7 +222,7 @@ def test_target_sizes_of_any_right_form():
 # -- A16: targets without masks, crowds
 
 
-def test_pictures_without_objects_train(tmp_path):
+def test_images_without_objects_train(tmp_path):
     model = draw_weights(DetrForSegmentation(DetrConfig(**WIDE))).train()
     labels = [{"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 64, 64, dtype=torch.bool)}] * 2
     outputs = model(torch.randn(2, 3, 64, 64), labels=labels)
@@ -228,7 +232,7 @@ def test_pictures_without_objects_train(tmp_path):
     assert loss.isfinite()
 
 
-def test_frozen_detector_and_pictures_without_objects():
+def test_frozen_detector_and_images_without_objects():
     "The loss still hangs on the mask head, or a step has nothing to follow back."
     model = DetrForSegmentation(DetrConfig(**WIDE))
     model.freeze_detector()
@@ -239,23 +243,23 @@ def test_frozen_detector_and_pictures_without_objects():
 
 
 def test_padding_does_not_bleed_into_the_edge():
-    from detr_nb.mask_head import OUTSIDE, put_on_canvas
+    from detr_nb.mask_head import OUTSIDE, pad_to_canvas
     masks = torch.full((2, 5, 4), 3.0)
-    canvas = put_on_canvas(masks, 8, 8)
+    canvas = pad_to_canvas(masks, 8, 8)
     assert canvas.shape == (2, 8, 8) and (canvas[:, 6:] == OUTSIDE).all()
     enlarged = torch.nn.functional.interpolate(canvas[None], (16, 16), mode="bilinear")[0]
     assert (enlarged[:, :10, :8] == 3).all()
-    assert put_on_canvas(masks, 5, 4) is masks and put_on_canvas(masks, 6, 4).shape == (2, 6, 4)
+    assert pad_to_canvas(masks, 5, 4) is masks and pad_to_canvas(masks, 6, 4).shape == (2, 6, 4)
 
 
 def test_crowds_are_not_learned_from():
-    from detr_nb.training import without_crowds
+    from detr_nb.training import drop_crowds
     target = {"iscrowd": torch.tensor([0, 1]), "boxes": torch.rand(2, 4), "class_labels": torch.tensor([1, 2]), "area": torch.ones(2), "masks": torch.ones(2, 3, 3)}
-    kept = without_crowds(target | {"image_id": torch.tensor([4])})
+    kept = drop_crowds(target | {"image_id": torch.tensor([4])})
     assert kept["class_labels"].tolist() == [1] and kept["masks"].shape == (1, 3, 3) and kept["image_id"] == 4
 
 
-def test_crowds_and_empty_pictures():
+def test_crowds_and_empty_images():
     square, crowd = [[2.0, 2, 12, 2, 12, 12, 2, 12]], {"size": [20, 30], "counts": [0, 100, 500]}
     annotations = [
         {"id": 1, "bbox": [0, 0, 5, 20], "category_id": 3, "iscrowd": 1, "segmentation": crowd, "area": 100},
@@ -338,7 +342,7 @@ def their_quality(truth, truth_folder, found_folder):
 
 
 def judged(truth, truth_folder, out, change):
-    "Our numbers and an independent evaluator's, for the truth changed by a function of each picture's ids."
+    "Our numbers and an independent evaluator's, for the truth changed by a function of each image's ids."
     judge = PanopticEvaluator(truth, truth_folder, out)
     for entry in json.loads(truth.read_text())["annotations"]:
         ids = change(read_panoptic(truth_folder / entry["file_name"], entry["segments_info"]))
@@ -406,7 +410,7 @@ def test_panoptic_files_that_are_wrong(folder, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             opened(change)
-    with pytest.raises(FileNotFoundError, match="no such picture"):
+    with pytest.raises(FileNotFoundError, match="no such image"):
         opened(lambda d: d["annotations"][0].update(file_name="gone.png"))
     image, entry = opened(lambda d: None)[0]
     png = data / "panoptic_val" / entry["file_name"]
@@ -416,10 +420,10 @@ def test_panoptic_files_that_are_wrong(folder, tmp_path):
         panoptic_target(entry | {"segments_info": entry["segments_info"][1:]}, png.parent, 128, 128)
     with pytest.raises(ValueError, match="lists segment .* twice"):
         panoptic_target(entry | {"segments_info": entry["segments_info"] + entry["segments_info"][:1]}, png.parent, 128, 128)
-    with pytest.raises(ValueError, match="want 64 × 128, those of its picture"):
+    with pytest.raises(ValueError, match="want 64 × 128, those of its image"):
         panoptic_target(entry, png.parent, 128, 64)
     png.write_bytes(png.read_bytes()[:100])
-    with pytest.raises(OSError, match="not a whole picture"):
+    with pytest.raises(OSError, match="not a whole image"):
         panoptic_target(entry, png.parent, 128, 128)
 
 

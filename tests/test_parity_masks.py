@@ -119,7 +119,7 @@ def test_detector_inside_and_around(tmp_path):
     del state["mask_head.lay1.weight"]
     from detr_nb.checkpoints import load_weights
     with pytest.raises(ValueError, match="mask_head.lay1.weight"):  # a part of a part is no detector's checkpoint
-        load_weights(DetrForSegmentation(segmenter.config), state, "file", False, DetrForSegmentation.begun_afresh)
+        load_weights(DetrForSegmentation(segmenter.config), state, "file", False, DetrForSegmentation.optional_parts)
 
 
 # -- post-processing
@@ -230,7 +230,7 @@ def test_masks_of_labels(tmp_path):
 
 def test_older_name_says_so_once():
     from detr_nb import DetrFeatureExtractor
-    DetrFeatureExtractor.said = False
+    DetrFeatureExtractor.warned = False
     with pytest.warns(FutureWarning, match="DetrImageProcessor"):
         DetrFeatureExtractor()
     with warnings.catch_warnings():
@@ -238,16 +238,16 @@ def test_older_name_says_so_once():
         assert isinstance(DetrFeatureExtractor(size=200), DetrImageProcessor)
         stored = DetrFeatureExtractor.from_pretrained("scenes")
         assert stored.size == DetrImageProcessor.from_pretrained("scenes").size != DetrImageProcessor().size
-        picture = np.zeros((50, 60, 3), np.uint8)
-        assert DetrFeatureExtractor(size=200)(picture, do_normalize=False, return_tensors="pt").pixel_values.shape == (1, 3, 200, 240)
+        image = np.zeros((50, 60, 3), np.uint8)
+        assert DetrFeatureExtractor(size=200)(image, do_normalize=False, return_tensors="pt").pixel_values.shape == (1, 3, 200, 240)
 
 
 def test_none_means_as_configured():
-    processor, picture = DetrImageProcessor(size=64), np.zeros((50, 60, 3), np.uint8)
-    wanted = processor(picture, return_tensors="pt").pixel_values
-    same = processor(picture, return_tensors="pt", do_resize=None, size=None, image_mean=None, data_format="channels_first").pixel_values
+    processor, image = DetrImageProcessor(size=64), np.zeros((50, 60, 3), np.uint8)
+    wanted = processor(image, return_tensors="pt").pixel_values
+    same = processor(image, return_tensors="pt", do_resize=None, size=None, image_mean=None, data_format="channels_first").pixel_values
     assert torch.equal(same, wanted)
-    unpadded = processor(picture, {"image_id": 1, "annotations": []}, return_tensors="pt", do_pad=False)
+    unpadded = processor(image, {"image_id": 1, "annotations": []}, return_tensors="pt", do_pad=False)
     assert torch.equal(unpadded.pixel_values, wanted) and len(unpadded.labels) == 1 and "pixel_mask" not in unpadded
     with pytest.raises(ValueError, match="data_format='channels_last'"):
-        processor(picture, data_format="channels_last")
+        processor(image, data_format="channels_last")

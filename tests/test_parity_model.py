@@ -162,8 +162,8 @@ def test_embedded_model_opens_in_transformers():
     import transformers
 
     from detr_nb import register_backbones
-    from detr_nb.config import ASSETS
     from detr_nb.data import SceneDetection
+    from detr_nb.files import ASSETS
     from detr_nb.processor import DetrImageProcessor
     register_backbones()
     ours, processor = DetrForSegmentation.from_pretrained("scenes"), DetrImageProcessor.from_pretrained("scenes")

@@ -1,4 +1,4 @@
-"The processor against transformers 5, on the two real COCO pictures and on made ones."
+"The processor against transformers 5, on the two real COCO images and on made ones."
 import json
 
 import numpy as np
@@ -14,7 +14,7 @@ def theirs(**values):
     return transformers.DetrImageProcessor(**values)
 
 
-def made_picture(height, width, seed=0):
+def made_image(height, width, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -48,59 +48,59 @@ SIZES = [
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("shape", [(120, 160), (161, 93), (50, 400), (200, 200)])
-def test_one_picture(size, shape):
+def test_one_image(size, shape):
     values = {} if size is None else {"size": size}
-    picture, annotations = made_picture(*shape), made_annotations(*shape, 6)
+    image, annotations = made_image(*shape), made_annotations(*shape, 6)
     compare(
-        DetrImageProcessor(**values)(picture, annotations, return_tensors="pt"),
-        theirs(**values)(picture, annotations=annotations, return_tensors="pt"),
+        DetrImageProcessor(**values)(image, annotations, return_tensors="pt"),
+        theirs(**values)(image, annotations=annotations, return_tensors="pt"),
     )
 
 
 def test_batch_on_the_canvas():
     "With transformers' frame, a padded batch has transformers' labels."
     shapes = [(120, 160), (161, 93), (60, 60)]
-    pictures = [made_picture(*s) for s in shapes]
+    images = [made_image(*s) for s in shapes]
     annotations = [made_annotations(*s, n, image_id=i) for i, (s, n) in enumerate(zip(shapes, (5, 3, 0)))]
     size = {"shortest_edge": 150, "longest_edge": 240}
     compare(
-        DetrImageProcessor(size=size, box_frame="canvas")(pictures, annotations, return_tensors="pt"),
-        theirs(size=size)(pictures, annotations=annotations, return_tensors="pt"),
+        DetrImageProcessor(size=size, box_frame="canvas")(images, annotations, return_tensors="pt"),
+        theirs(size=size)(images, annotations=annotations, return_tensors="pt"),
     )
 
 
 def test_labels_do_not_depend_on_neighbours():
-    picture, annotations = made_picture(120, 160), made_annotations(120, 160, 5)
+    image, annotations = made_image(120, 160), made_annotations(120, 160, 5)
     processor = DetrImageProcessor(size={"shortest_edge": 150, "longest_edge": 240})
-    alone = processor(picture, annotations, return_tensors="pt").labels[0]
-    together = processor([picture, made_picture(50, 200)], [annotations, made_annotations(50, 200, 2)], return_tensors="pt").labels[0]
+    alone = processor(image, annotations, return_tensors="pt").labels[0]
+    together = processor([image, made_image(50, 200)], [annotations, made_annotations(50, 200, 2)], return_tensors="pt").labels[0]
     for name in alone:
         assert torch.equal(alone[name], together[name]), name
 
 
 @pytest.mark.parametrize("flags", [{"do_resize": False}, {"do_rescale": False}, {"do_normalize": False}, {"do_convert_annotations": False}, {"do_pad": True, "pad_size": {"height": 300, "width": 310}}], ids=str)
 def test_flags(flags):
-    picture, annotations = made_picture(100, 140), made_annotations(100, 140, 4)
+    image, annotations = made_image(100, 140), made_annotations(100, 140, 4)
     values = {"size": {"shortest_edge": 200, "longest_edge": 300}, "box_frame": "canvas"} | flags
-    mine = DetrImageProcessor(**values)(picture, annotations, return_tensors="pt")
+    mine = DetrImageProcessor(**values)(image, annotations, return_tensors="pt")
     values.pop("box_frame")
-    compare(mine, theirs(**values)(picture, annotations=annotations, return_tensors="pt"))
+    compare(mine, theirs(**values)(image, annotations=annotations, return_tensors="pt"))
 
 
 def test_kinds_of_input():
-    picture = made_picture(60, 90)
-    array = np.asarray(picture)
+    image = made_image(60, 90)
+    array = np.asarray(image)
     processor = DetrImageProcessor(size={"shortest_edge": 60, "longest_edge": 90})
-    wanted = processor(picture, return_tensors="pt").pixel_values
+    wanted = processor(image, return_tensors="pt").pixel_values
     first = np.ascontiguousarray(array.transpose(2, 0, 1))
-    for other in (array, first, torch.from_numpy(array.copy()), torch.from_numpy(first), [picture], first[None], torch.from_numpy(first)[None]):
+    for other in (array, first, torch.from_numpy(array.copy()), torch.from_numpy(first), [image], first[None], torch.from_numpy(first)[None]):
         assert torch.equal(processor(other, return_tensors="pt").pixel_values, wanted)
-    grey = processor(picture.convert("L"), return_tensors="pt").pixel_values
+    grey = processor(image.convert("L"), return_tensors="pt").pixel_values
     assert grey.shape == wanted.shape
     for mode in ("RGBA", "P", "CMYK", "1", "LA"):
-        assert processor(picture.convert(mode), return_tensors="pt").pixel_values.shape == wanted.shape
-    assert processor(picture, return_tensors="np").pixel_values.dtype == np.float32
-    listed = processor([picture, picture])
+        assert processor(image.convert(mode), return_tensors="pt").pixel_values.shape == wanted.shape
+    assert processor(image, return_tensors="np").pixel_values.dtype == np.float32
+    listed = processor([image, image])
     assert isinstance(listed.pixel_values, list) and len(listed.pixel_values) == 2
 
 
@@ -110,23 +110,23 @@ def test_pad_and_create_pixel_mask():
     assert isinstance(DetrImageProcessor().pad_and_create_pixel_mask([torch.ones(3, 4, 6)]).pixel_mask, list)
 
 
-def test_real_pictures(coco_sample):
+def test_real_images(coco_sample):
     data = json.loads((coco_sample / "panoptic_coco_detection_format.json").read_text())
-    pictures, labels = [], []
+    images, labels = [], []
     for entry in data["images"]:
-        picture = Image.open(coco_sample / "input_images" / entry["file_name"]).convert("RGB")
+        image = Image.open(coco_sample / "input_images" / entry["file_name"]).convert("RGB")
         annotations = {"image_id": entry["id"], "annotations": [a for a in data["annotations"] if a["image_id"] == entry["id"]]}
         assert annotations["annotations"]
-        pictures.append(picture)
+        images.append(image)
         labels.append(annotations)
         compare(
-            DetrImageProcessor()(picture, annotations, return_tensors="pt"),
-            theirs()(picture, annotations=annotations, return_tensors="pt"),
+            DetrImageProcessor()(image, annotations, return_tensors="pt"),
+            theirs()(image, annotations=annotations, return_tensors="pt"),
         )
-    assert len(pictures) == 2 and pictures[0].size != pictures[1].size
+    assert len(images) == 2 and images[0].size != images[1].size
     compare(
-        DetrImageProcessor(box_frame="canvas")(pictures, labels, return_tensors="pt"),
-        theirs()(pictures, annotations=labels, return_tensors="pt"),
+        DetrImageProcessor(box_frame="canvas")(images, labels, return_tensors="pt"),
+        theirs()(images, annotations=labels, return_tensors="pt"),
     )
 
 
@@ -158,11 +158,11 @@ def test_older_post_process():
 def test_frame_is_inverted():
     "A perfect prediction comes back as the annotated box, in a padded batch, in either frame."
     from types import SimpleNamespace
-    picture, other = made_picture(100, 100), made_picture(100, 200)
+    image, other = made_image(100, 100), made_image(100, 200)
     annotation = {"image_id": 1, "annotations": [{"id": 1, "category_id": 1, "bbox": [20, 30, 60, 40], "area": 2400, "iscrowd": 0}]}
     for frame in ("image", "canvas"):
         processor = DetrImageProcessor(do_resize=False, box_frame=frame)
-        batch = processor([picture, other], [annotation, {"image_id": 2, "annotations": []}], return_tensors="pt")
+        batch = processor([image, other], [annotation, {"image_id": 2, "annotations": []}], return_tensors="pt")
         outputs = SimpleNamespace(logits=torch.tensor([[[0.0, 9, 0]]] * 2), pred_boxes=batch.labels[0]["boxes"][None].repeat(2, 1, 1))
         found = processor.post_process_object_detection(outputs, 0.5, [(100, 100), (100, 200)], pixel_mask=batch.pixel_mask)[0]
         torch.testing.assert_close(found["boxes"], torch.tensor([[20.0, 30, 80, 70]]), atol=1e-4, rtol=0)
@@ -175,8 +175,8 @@ def test_files_of_both_sides(tmp_path):
     assert ours.size == {"shortest_edge": 100, "longest_edge": 200}
     ours.save_pretrained(tmp_path / "ours")
     back = transformers.DetrImageProcessor.from_pretrained(tmp_path / "ours")
-    picture = made_picture(80, 120)
-    compare(ours(picture, return_tensors="pt"), back(picture, return_tensors="pt"))
+    image = made_image(80, 120)
+    compare(ours(image, return_tensors="pt"), back(image, return_tensors="pt"))
 
 
 @pytest.mark.parametrize("call, message", [
@@ -195,16 +195,16 @@ def test_files_of_both_sides(tmp_path):
     (lambda p, i: p.post_process_object_detection(random_outputs(), 0.5, [(1, 2)]), r"shape \(1, 2\) for 3 predictions"),
 ])
 def test_bad_input(call, message):
-    processor, picture = DetrImageProcessor(size={"shortest_edge": 8, "longest_edge": 20}), made_picture(10, 12)
+    processor, image = DetrImageProcessor(size={"shortest_edge": 8, "longest_edge": 20}), made_image(10, 12)
     with pytest.raises(ValueError, match=message):
-        call(processor, picture)
+        call(processor, image)
 
 
 def test_lost_boxes_are_counted_once():
-    picture = made_picture(50, 50)
+    image = made_image(50, 50)
     annotations = [{"image_id": i, "annotations": [{"id": 1, "category_id": 1, "bbox": [60, 10, 5, 5], "area": 25}]} for i in (4, 5)]
-    with pytest.warns(UserWarning, match="2 boxes have no area inside their picture and are left out, the first in image 4") as caught:
-        batch = DetrImageProcessor()([picture, picture], annotations, return_tensors="pt")
+    with pytest.warns(UserWarning, match="2 boxes have no area inside their image and are left out, the first in image 4") as caught:
+        batch = DetrImageProcessor()([image, image], annotations, return_tensors="pt")
     assert len(caught) == 1 and batch.labels[0]["boxes"].shape == (0, 4)
 
 
@@ -222,17 +222,17 @@ def test_unknown_arguments_and_keys(tmp_path):
 
 
 def test_changes_for_one_call():
-    processor, picture = DetrImageProcessor(size={"shortest_edge": 20, "longest_edge": 40}), made_picture(30, 40)
-    assert processor(picture, return_tensors="pt", do_resize=False).pixel_values.shape == (1, 3, 30, 40)
-    assert processor(picture, return_tensors="pt", size={"height": 8, "width": 9}).pixel_values.shape == (1, 3, 8, 9)
-    assert processor(picture, return_tensors="pt").pixel_values.shape == (1, 3, 20, 26)
+    processor, image = DetrImageProcessor(size={"shortest_edge": 20, "longest_edge": 40}), made_image(30, 40)
+    assert processor(image, return_tensors="pt", do_resize=False).pixel_values.shape == (1, 3, 30, 40)
+    assert processor(image, return_tensors="pt", size={"height": 8, "width": 9}).pixel_values.shape == (1, 3, 8, 9)
+    assert processor(image, return_tensors="pt").pixel_values.shape == (1, 3, 20, 26)
 
 
-def test_awkward_pictures():
+def test_awkward_images():
     processor = DetrImageProcessor(size={"shortest_edge": 20, "longest_edge": 40})
-    array = np.asarray(made_picture(30, 40))
+    array = np.asarray(made_image(30, 40))
     assert torch.equal(processor(array[..., ::-1], return_tensors="pt").pixel_values, processor(array[..., ::-1].copy(), return_tensors="pt").pixel_values)
-    assert processor(made_picture(1, 300), return_tensors="pt").pixel_values.shape == (1, 3, 1, 40)
+    assert processor(made_image(1, 300), return_tensors="pt").pixel_values.shape == (1, 3, 1, 40)
     deep = Image.fromarray(np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16))
     shallow = Image.fromarray((np.linspace(0, 65535, 30 * 40).reshape(30, 40).astype(np.uint16) // 257).astype(np.uint8))
     assert torch.equal(processor(deep, return_tensors="pt").pixel_values, processor(shallow, return_tensors="pt").pixel_values)

@@ -11,9 +11,13 @@ import pytest
 import torch
 
 from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection
-from detr_nb.config import ASSETS
-from detr_nb.pretraining import PretrainingScenes, embedded_start, pretrain_backbone, scenes_config, scenes_processor
-from detr_nb.training import RECIPES, Batches, Draws, Recipe, State, read_log, train
+from detr_nb.files import ASSETS
+from detr_nb.pretraining import (
+    PretrainingScenes, init_scenes_detector, pretrain_backbone, scenes_config, scenes_processor,
+)
+from detr_nb.training import (
+    RECIPES, Recipe, StepSampler, TrainState, TrainingImages, read_log, train,
+)
 
 
 def tiny(seed=0, **changes):
@@ -28,7 +32,7 @@ SHORT = replace(RECIPES["scenes"], steps=6, batch_size=4, evaluations=2, query_g
 def test_first_twenty_steps_of_the_embedded_model(tmp_path):
     "The log that ships is the log of this recipe: its first losses are found again to 1 %."
     recipe = RECIPES["scenes"]
-    train(embedded_start(), SceneDetection(recipe.steps * recipe.batch_size, seed=2), tmp_path, recipe, scenes_processor(), stop_after=20)
+    train(init_scenes_detector(), SceneDetection(recipe.steps * recipe.batch_size, seed=2), tmp_path, recipe, scenes_processor(), stop_after=20)
     again, shipped = read_log(tmp_path / "log.csv"), read_log(ASSETS / "scenes" / "log.csv")[:20]
     assert [row["step"] for row in again] == [row["step"] for row in shipped] == list(range(1, 21))
     for name in ("loss", "loss_ce", "loss_bbox", "loss_giou", "lr"):
@@ -84,7 +88,7 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 def test_checkpoint_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    path, state = tmp_path / "checkpoint.pt", State(tiny(), SHORT, steps=4)
+    path, state = tmp_path / "checkpoint.pt", TrainState(tiny(), SHORT, steps=4)
     state.step = 1
     state.save(path)
 
@@ -146,14 +150,14 @@ def test_categories_must_fit(tmp_path):
 
 def test_augmentation_depends_on_the_draw_alone():
     recipe = Recipe(batch_size=2, seed=3)
-    draws = Draws(SceneDetection(4, seed=6), DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 100}), recipe)
+    draws = TrainingImages(SceneDetection(4, seed=6), DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 100}), recipe)
     (a, x), (b, y), (c, z) = draws[1, 5], draws[1, 5], draws[1, 6]
     assert torch.equal(a, b) and torch.equal(x["boxes"], y["boxes"])
     assert a.shape != c.shape or not torch.equal(a, c) or not torch.equal(x["boxes"], z["boxes"])
 
 
-def test_every_pass_sees_every_picture():
-    draws = [draw for batch in Batches(10, 4, 0, 0, 5) for draw in batch]
+def test_every_pass_sees_every_image():
+    draws = [draw for batch in StepSampler(10, 4, 0, 0, 5) for draw in batch]
     assert sorted(i for i, _ in draws[:10]) == sorted(i for i, _ in draws[10:20]) == list(range(10))
     assert [n for _, n in draws] == list(range(20))
 
@@ -280,7 +284,7 @@ def test_gradient_is_clipped(monkeypatch, tmp_path):
 
 
 def test_crop_cuts_boxes_and_areas():
-    from detr_nb.data import crop
+    from detr_nb.transforms import crop
     target = {
         "boxes": torch.tensor([[10.0, 10, 50, 50], [70, 70, 90, 90]]), "class_labels": torch.tensor([1, 2]),
         "iscrowd": torch.zeros(2, dtype=torch.int64), "area": torch.tensor([5.0, 5]),

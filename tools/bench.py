@@ -18,7 +18,7 @@ def best(f, repeats=7):
 
 
 def loss():
-    "Matching and loss, forward and backward: 8 pictures, 100 queries, 6 layers."
+    "Matching and loss, forward and backward: 8 images, 100 queries, 6 layers."
     import torch
     from transformers.loss.loss_for_object_detection import HungarianMatcher as TheirMatcher
     from transformers.loss.loss_for_object_detection import ImageLoss
@@ -69,7 +69,7 @@ def scenes():
     from detr_nb.scenes import draw_scene, make_scenes
     drawn = best(lambda: [draw_scene(0, i) for i in range(100)], 3) * 10
     written = best(lambda: make_scenes(tempfile.mkdtemp() + "/scenes", train=100), 3) * 10
-    print(f"scenes: {drawn:.1f} ms a picture to draw, {written:.1f} ms to draw and write, on one core")
+    print(f"scenes: {drawn:.1f} ms an image to draw, {written:.1f} ms to draw and write, on one core")
 
 
 def masks():
@@ -80,6 +80,8 @@ def masks():
     import transformers
 
     from detr_nb import DetrForSegmentation
+    from detr_nb.detector import image_tokens, transform
+    from detr_nb.mask_head import draw_masks
     config = transformers.DetrConfig(use_pretrained_backbone=False, num_labels=250, encoder_layers=1, decoder_layers=1)
     theirs = transformers.DetrForSegmentation(config).eval()
     folder = tempfile.mkdtemp()
@@ -87,21 +89,21 @@ def masks():
     ours = DetrForSegmentation.from_pretrained(folder)
     pixels, mask = torch.randn(1, 3, 480, 640), torch.ones(1, 480, 640)
     with torch.inference_mode():
-        features, tokens = ours.detr.model.tokens(pixels, mask)
-        hidden = ours.detr.model.transform(tokens)
+        features, tokens = image_tokens(ours.detr.model, pixels, mask)
+        hidden = transform(ours.detr.model, tokens)
         memory, states = hidden.encoder_last_hidden_state, hidden.last_hidden_state
         grid = lambda x: x.transpose(1, 2).unflatten(2, features[-1][0].shape[-2:])
         pyramid = [f for f, _ in features[-2:-5:-1]]
         sure = states[:, :20]
 
         def run():
-            return ours.masks(features, tokens, memory, states)[0]
+            return draw_masks(ours, features, tokens, memory, states)[0]
 
         def run_theirs():
             maps = theirs.bbox_attention(states, grid(memory), attention_mask=None)
             return theirs.mask_head(features=grid(tokens.features), attention_masks=maps, fpn_features=pyramid)[:, 0]
 
-        a, b, few = best(run, 3), best(run_theirs, 3), best(lambda: ours.masks(features, tokens, memory, sure), 3)
+        a, b, few = best(run, 3), best(run_theirs, 3), best(lambda: draw_masks(ours, features, tokens, memory, sure), 3)
         wanted = run_theirs()
         error = float((run() - wanted).abs().max() / wanted.abs().max())
     print(f"mask head, 100 queries: {a:.2f} s against {b:.2f} s of transformers: {b / a:.1f} times faster; masks equal to {error:.0e} of their scale")

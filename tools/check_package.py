@@ -78,31 +78,55 @@ def check_clean(path):
         raise SystemExit(f"{path.name}: {', '.join(faults)}")
 
 
+EXCEPTIONS = {("14_losses", "mask_losses")}  # one public class: `DetrLoss(losses=[..., "masks"])`
+WORKSHOP = 90  # from this number on
+
+
+def may_import(chapter: str, home: str) -> bool:
+    "Whether an exported cell of a chapter may import from a module, by the stem of the chapter that the module comes from."
+    number, other = int(chapter[:2]), int(home[:2])
+    if number >= WORKSHOP: return other == 1 or WORKSHOP <= other < number
+    return other < number or other >= WORKSHOP
+
+
+def imports_of(source: str) -> list[tuple[str, list[str]]]:
+    "The modules of the library that a cell imports from, and the names."
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "detr_nb":
+            names = [alias.name for alias in node.names]
+            if node.module == "detr_nb" and source.startswith("#| export"): found += [(name, []) for name in names]
+            else: found.append((node.module.partition(".")[2], names))
+        if isinstance(node, ast.Import):
+            found += [(a.name.partition(".")[2], []) for a in node.names if a.name.split(".")[0] == "detr_nb"]
+    return found
+
+
+def public_names(module: str) -> set[str]:
+    "The names that a module of the library offers."
+    tree = ast.parse((ROOT / "detr_nb" / f"{module or '__init__'}.py").read_text())
+    lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
+    return set(ast.literal_eval(lists[0]))
+
+
 def order():
-    "A chapter imports only from earlier ones; the opening alone may import everything."
+    """Exported cells of a story chapter import from earlier story chapters and from the workshop; those of a workshop chapter
+    from earlier ones of the workshop and from Boxes. Every other cell may borrow the finished library by its public names."""
     chapters = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-    home = {}
-    for number, path in enumerate(chapters):
-        for cell in json.loads(path.read_text())["cells"]:
-            source = "".join(cell["source"])
-            if match := re.match(r"#\| default_exp (\S+)", source):
-                home[match[1]] = number
+    home = {path.stem.split("_", 1)[1]: path.stem for path in chapters}
     checked = 0
-    for number, path in enumerate(chapters[1:], start=1):
+    for path in chapters:
         for cell in json.loads(path.read_text())["cells"]:
-            if cell["cell_type"] != "code":
-                continue
-            for node in ast.walk(ast.parse("".join(cell["source"]))):
-                modules = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-                modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                for module in modules:
-                    if module == "detr_nb":
-                        raise SystemExit(f"{path.name}: imports from the package as a whole; name the chapter's module")
-                    if module.startswith("detr_nb."):
-                        checked += 1
-                        if home[module.split(".")[1]] > number:
-                            raise SystemExit(f"{path.name}: imports {module}, which comes later")
-    print(f"{checked} imports look back, none ahead")
+            if cell["cell_type"] != "code": continue
+            source = "".join(cell["source"])
+            for module, names in imports_of(source):
+                checked += 1
+                if not source.startswith("#| export"):
+                    hidden = [n for n in names if n not in public_names(module) and not (n.startswith("_") and home.get(module) == path.stem)]
+                    if hidden: raise SystemExit(f"{path.name}: imports {hidden} from {module or 'detr_nb'}: want public names")
+                elif not may_import(path.stem, home[module]) and (path.stem, module) not in EXCEPTIONS:
+                    raise SystemExit(f"{path.name}: an exported cell imports {module}, which comes later")
+    print(f"{checked} imports: exported cells look back or into the workshop, the others borrow public names")
 
 
 def wheel():

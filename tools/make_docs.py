@@ -37,7 +37,7 @@ def alternative(code: str) -> str:
     "What a figure shows, in words: its cell's line `#| fig-alt: …`."
     words, strip = FIG_ALT.search(code), STRIP.search(code)
     if words: return words[1].strip()
-    if strip: return "DETR's stages from picture to loss, with the shapes known so far" + (f"; here: {strip[1]}" if strip[1] else "")
+    if strip: return "DETR's stages from image to loss, with the shapes known so far" + (f"; here: {strip[1]}" if strip[1] else "")
     raise ValueError("a figure without words: want a line `#| fig-alt: …` in its cell")
 
 
@@ -45,14 +45,14 @@ def block(language: str, text: str, *options: str) -> list[str]:
     return [f"`````{{code-block}} {language}", *options, "", text.rstrip("\n"), "`````", ""]
 
 
-def output_lines(output: dict, picture: Path, code: str) -> list[str]:
-    "One kept output: a picture with its text alternative, or text."
+def output_lines(output: dict, image: Path, code: str) -> list[str]:
+    "One kept output: an image with its text alternative, or text."
     data = output.get("data", {})
     if "image/png" in data:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(base64.b64decode(data["image/png"]))
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(base64.b64decode(data["image/png"]))
         words = output.get("metadata", {}).get("image/png", {}).get("alt") or alternative(code)
-        return [f"```{{image}} images/{picture.name}", f":alt: {json.dumps(words, ensure_ascii=False)}", "```", ""]
+        return [f"```{{image}} images/{image.name}", f":alt: {json.dumps(words, ensure_ascii=False)}", "```", ""]
     text = output.get("text", data.get("text/plain"))
     if text is None: raise ValueError(f"output of the kind {output['output_type']!r} with {sorted(data)}: want image/png or text/plain")
     return block("text", "".join(text), ":class: output")

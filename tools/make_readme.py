@@ -1,4 +1,4 @@
-"README.md from nbs/index.ipynb: prose, code, and its figures as files beside the notebooks; a small picture of every chapter."
+"README.md from nbs/index.ipynb: prose, code, and its figures as files beside the notebooks; a small image of every chapter."
 import base64
 import io
 import re
@@ -10,9 +10,11 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 FIG_ALT = re.compile(r"^#\| fig-alt:(.+)\n?", re.MULTILINE)
 FIGURES = {  # chapter → which of its figures stands for it in the table
-    "00_start": 4, "01_boxes": 1, "02_visualization": 2, "03_scenes": 4, "04_data": 3, "05_backbone": 2, "06_position": 2, "07_transformer": 1,
-    "08_matcher": 3, "09_mask_losses": 1, "10_losses": 1, "11_config": 0, "12_checkpoints": 0, "13_detector": 1, "14_mask_head": 2, "15_panoptic": 3,
-    "16_post_processing": 5, "17_processor": 1, "18_evaluation": 1, "19_pretraining": 3, "20_training": 4, "21_explore": 2, "22_own_data": 1, "25_cli": 1,
+    "00_start": 4, "01_boxes": 1, "10_backbone": 2, "11_position": 2, "12_transformer": 1, "13_matcher": 3,
+    "14_losses": 1, "15_detector": 1, "20_mask_losses": 1, "21_mask_head": 2, "22_panoptic": 0, "30_transforms": 1,
+    "31_post_processing": 5, "32_processor": 1, "33_evaluation": 1, "40_pretraining": 3, "41_training": 4,
+    "42_own_data": 1, "50_explore": 2, "52_cli": 1, "90_visualization": 1, "91_files": 0, "92_scenes": 3,
+    "93_data": 3, "94_config": 0, "95_checkpoints": 0,
 }
 
 
@@ -23,7 +25,7 @@ def figures_of(notebook) -> list[bytes]:
 
 
 def thumbnails() -> dict[str, bytes]:
-    "A small picture of every chapter, by path. `ValueError` for a chapter that has none."
+    "A small image of every chapter, by path. `ValueError` for a chapter that has none."
     result = {}
     for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         if path.stem not in FIGURES: raise ValueError(f"{path.name}: no figure named for it in FIGURES")
@@ -36,7 +38,7 @@ def thumbnails() -> dict[str, bytes]:
 
 
 def readme() -> tuple[str, dict[str, bytes]]:
-    "The text of the README and the pictures it shows, by path."
+    "The text of the README and the images it shows, by path."
     parts, figures = [], {}
     for cell in nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4).cells:
         source, words = FIG_ALT.sub("", cell.source).strip(), FIG_ALT.search(cell.source)

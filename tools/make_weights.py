@@ -9,8 +9,8 @@ import torch
 
 from detr_nb import RECIPES, DetrForSegmentation, SceneDetection, evaluate, train
 from detr_nb.evaluation import format_tables
-from detr_nb.mask_head import louder_maps
-from detr_nb.pretraining import embedded_start, pretrain_backbone, scenes_processor
+from detr_nb.mask_head import scale_attention_weights
+from detr_nb.pretraining import init_scenes_detector, pretrain_backbone, scenes_processor
 from detr_nb.training import Recorder
 
 
@@ -24,7 +24,7 @@ def mask_start(
         warnings.filterwarnings("ignore", "begun afresh")  # which is what we want
         model = DetrForSegmentation.from_pretrained(detector, mask_loss_coefficient=4)
     model.freeze_detector()
-    louder_maps(model)
+    scale_attention_weights(model)
     return model
 
 
@@ -43,7 +43,7 @@ def make_weights(
         (run / "backbone.part").replace(weights)
     recorder = Recorder(run / "record.npz", SceneDetection(16, seed=4, split="val"), processor)
     folder = train(
-        embedded_start(weights), SceneDetection(recipe.steps * recipe.batch_size, seed=2), run, recipe, processor,
+        init_scenes_detector(weights), SceneDetection(recipe.steps * recipe.batch_size, seed=2), run, recipe, processor,
         val=SceneDetection(500, seed=3, split="val"), resume=(run / "checkpoint.pt").exists(), callback=recorder,
     )
     recipe = RECIPES["scenes masks"]
