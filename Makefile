@@ -19,10 +19,8 @@ course: .venv/dev  ## the classroom: sources and release from the chapters, then
 weights: .venv/installed  ## train the embedded model again from nothing; goes on where it was interrupted
 	$(BIN)/python tools/make_weights.py
 
-export: .venv/dev  ## notebooks → library and README; every call of nbdev is here
-	$(BIN)/nbdev_export
-	$(BIN)/nbdev_clean
-	$(BIN)/python tools/make_readme.py
+export: .venv/dev  ## notebooks → library with its docstrings, and README
+	$(BIN)/python tools/export.py
 
 chapters: .venv/dev  ## run every chapter and keep its outputs
 	$(BIN)/python tools/run_chapters.py

@@ -4,16 +4,47 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+STATUS = ["", "Planning", "Pre-Alpha", "Alpha", "Beta", "Production/Stable", "Mature", "Inactive"]
+LICENSES = {"apache2": ("Apache-2.0", "Apache Software License")}  # nbdev's word → SPDX's name and the classifier's
+PYTHONS = ["3.10", "3.11", "3.12"]
+
+root = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
-config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+config.read(root / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 extras = {name: settings[f"{name}_requirements"].split() for name in ("dev", "course", "docs")}
+readme = root / "README.md"
+license_name, license_words = LICENSES[settings["license"]]
 
 setup(
-    name=settings["lib_name"], version=settings["version"], description=settings["description"], keywords=settings["keywords"],
-    author=settings["author"], license="Apache-2.0", python_requires=f">={settings['min_python']}",
-    long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").exists() else "", long_description_content_type="text/markdown",
-    packages=find_packages(include=["detr_nb", "detr_nb.*"]), package_data={"detr_nb": ["assets/**/*"]}, include_package_data=True,
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    keywords=settings["keywords"],
+    author=settings["author"],
+    license=license_name,
+    project_urls={
+        "Source": settings["git_url"],
+        "Documentation": settings["doc_host"] + settings["doc_baseurl"],
+        "Changelog": f"{settings['git_url']}/blob/{settings['branch']}/CHANGELOG.md",
+        "Issues": f"{settings['git_url']}/issues",
+    },
+    classifiers=[
+        f"Development Status :: {settings['status']} - {STATUS[int(settings['status'])]}",
+        *(f"Intended Audience :: {audience}" for audience in settings["audience"].split()),
+        f"License :: OSI Approved :: {license_words}",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: {version}" for version in PYTHONS),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    python_requires=f">={settings['min_python']}",
+    packages=find_packages(include=["detr_nb", "detr_nb.*"]),
+    package_data={"detr_nb": ["assets/**/*", "py.typed"]},
+    include_package_data=True,
     install_requires=settings["requirements"].split(),
     extras_require={**extras, "dev": extras["dev"] + extras["course"]},
     entry_points={"console_scripts": [settings["console_scripts"]]},

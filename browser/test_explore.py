@@ -96,7 +96,7 @@ def page(lab, browser):
 
 
 def boxes(page):
-    "The widgets of the chapter, each with sliders and an image."
+    "The widgets of the chapter, each with sliders and a picture."
     return page.locator(".jp-OutputArea-output .widget-vbox:has(.widget-html img)")
 
 

@@ -11,70 +11,71 @@ sys.path.insert(0, str(ROOT / "tools"))
 from make_docs import notebook_page, prose
 from reference import module_page
 
-PICTURE = {"output_type": "display_data", "metadata": {}, "data": {"image/png": base64.b64encode(b"a image").decode()}}
+PICTURE = {"output_type": "display_data", "metadata": {}, "data": {"image/png": base64.b64encode(b"a picture").decode()}}
 
 
 def code(text: str, *outputs: dict, tags: tuple = ()) -> dict:
     return {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": [text], "outputs": list(outputs)}
 
 
-def page(folder, *cells: dict) -> str:
+def page(folder, *cells: dict) -> list:
+    "The cells of a notebook as the site shows it."
     path = folder / "30_lesson.ipynb"
-    path.write_text(json.dumps({"cells": cells}))
-    return notebook_page(path, folder / "images")
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}))
+    return notebook_page(path).cells
 
 
 def test_directives_are_no_part_of_the_code(tmp_path):
-    text = page(tmp_path, code("#| default_exp lesson"), code("#| export\ndef f(): pass"))
-    assert "def f(): pass" in text and "#|" not in text and "lesson" not in text
+    bare = code("#| fig-alt: A blue star", PICTURE)
+    cells = page(tmp_path, code("#| default_exp lesson"), code("#| export\ndef f(): pass"), bare)
+    assert [c.source for c in cells] == ["def f(): pass", ""] and cells[1].metadata.tags == ["remove-input"]
 
 
 def test_a_worked_answer_is_folded(tmp_path):
-    text = page(tmp_path, code("answer = 42", tags=("solution",)), code("question = 6"))
-    answer, rest = text.split("</details>")
-    assert "<details><summary>Worked answer</summary>" in answer and "answer = 42" in answer and "question" in rest and "<details>" not in rest
+    texts = [c.source for c in page(tmp_path, code("answer = 42", tags=("solution",)), code("question = 6"))]
+    assert texts == ["<details><summary>Worked answer</summary>", "answer = 42", "</details>", "question = 6"]
 
 
 def test_a_folded_hint_is_markdown():
-    assert prose("<details><summary>Hint</summary>\n*Inspection*.</details>") == "<details><summary>Hint</summary>\n\n*Inspection*.\n\n</details>\n"
+    assert prose("<details><summary>Hint</summary>\n*Look*.</details>") == "<details><summary>Hint</summary>\n\n*Look*.\n\n</details>\n"
 
 
 def test_a_figure_has_words(tmp_path):
-    text = page(tmp_path, code("#| fig-alt: A \"star\" on grey\nshow()", PICTURE), code('strip("boxes");', PICTURE))
-    assert r':alt: "A \"star\" on grey"' in text and "fig-alt" not in text and "; here: boxes" in text
-    assert (tmp_path / "images" / "30_lesson_0_0.png").read_bytes() == b"a image"
+    told = PICTURE | {"metadata": {"image/png": {"alt": "A red disc"}}}
+    first = code("#| fig-alt: A \"star\" on grey\nshow()", PICTURE)
+    cells = page(tmp_path, first, code('strip("boxes");', PICTURE), code("1", told))
+    words = [c.metadata.mystnb.image.alt for c in cells]
+    assert words[0] == 'A "star" on grey' and words[1].endswith("; here: boxes") and words[2] == "A red disc"
     with pytest.raises(ValueError, match="30_lesson.ipynb, cell 0: a figure without words"): page(tmp_path, code("show()", PICTURE))
 
 
 def test_other_outputs_are_refused(tmp_path):
-    widget = {"output_type": "display_data", "data": {"application/x": ""}}
+    widget = {"output_type": "display_data", "metadata": {}, "data": {"application/x": ""}}
     with pytest.raises(ValueError, match="cell 0: output of the kind 'display_data' with .*want image/png or text/plain"): page(tmp_path, code("1", widget))
+    both = {"output_type": "display_data", "metadata": {}, "data": {"text/html": "<b>1</b>", "text/plain": "1"}}
+    assert dict(page(tmp_path, code("1", both))[0].outputs[0].data) == {"text/plain": "1"}
 
 
 @pytest.mark.parametrize("link,wanted", [
-    ("12_transformer.ipynb", "12_transformer.md"), ("../nbs/12_transformer.ipynb#many-heads", "12_transformer.md#many-heads"),
-    ("../docs/from_transformers.md", "from_transformers.md"), ("../course/README.md", "course.md"), ("../README.md", "index.md"),
-    ("https://example.org/12_transformer.ipynb", "https://example.org/12_transformer.ipynb"),
+    ("30_lesson.ipynb", "30_lesson.ipynb"), ("../nbs/30_lesson.ipynb#many-heads", "30_lesson.ipynb#many-heads"),
+    ("../docs/from_transformers.md", "from_transformers.md"), ("../course/README.md", "course.md"),
+    ("../README.md", "index.ipynb"),
+    ("https://example.org/docs/30_lesson.ipynb", "https://example.org/docs/30_lesson.ipynb"),
 ])
 def test_links_lead_to_pages(link, wanted):
     assert prose(f"[there]({link})") == f"[there]({wanted})"
 
 
-def test_docments_become_a_table(tmp_path):
+def test_a_module_page_has_what_is_public(tmp_path):
     path = tmp_path / "lesson.py"
     path.write_text('''"A lesson"
 # File to edit: ../nbs/30_lesson.ipynb.
-__all__ = ['f', 'LIMIT']
+__all__ = ['f', 'LIMIT', 'A']
 LIMIT = 3  # at most
-def f(
-    x: int | None,   # how many
-    *rest: str,
-    y: float = 1.5,  # noqa: E501
-) -> int:  # the sum
-    "Adds."
+def f(x): "Adds."
 def hidden(): pass
+class A: pass
 ''')
     text = module_page(path)
-    assert "| `x` | `int \\| None` |  | how many |" in text and "| `*rest` | `str` |  |  |" in text
-    assert "| `y` | `float` | `1.5` |  |" in text and "| *returns* | `int` |  | the sum |" in text
-    assert "{py:function} f(x, *rest, y=1.5)" in text and "LIMIT = 3" in text and "hidden" not in text
+    assert "autofunction:: detr_nb.lesson.f\n" in text and "autoclass:: detr_nb.lesson.A\n" in text
+    assert "LIMIT = 3" in text and "hidden" not in text and "(../30_lesson.ipynb)" in text

@@ -15,17 +15,17 @@ SHOWN = "index.html", "00_start.html", "12_transformer.html", "13_matcher.html",
 
 
 class Page(HTMLParser):
-    "What a page links to, what can be linked to in it, and its images."
+    "What a page links to, what can be linked to in it, and its pictures."
     def __init__(self, path: Path):
         super().__init__()
-        self.links, self.ids, self.images = [], set(), []
+        self.links, self.ids, self.pictures = [], set(), []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attributes: list):
         values = dict(attributes)
         self.links += [values[k] for k in ("href", "src") if k in values]
         if "id" in values: self.ids.add(values["id"])
-        if tag == "img": self.images.append(values)
+        if tag == "img": self.pictures.append(values)
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +57,8 @@ def test_links(parsed):
     print(f"{sum(len(p.links) for p in parsed.values())} links in {len(parsed)} pages")
 
 
-def test_images_have_alternatives(parsed):
-    bare = [f"{path.relative_to(SITE)}: {p['src']}" for path, page in parsed.items() for p in page.images if len((p.get("alt") or "").split()) < 3]
+def test_pictures_have_alternatives(parsed):
+    bare = [f"{path.relative_to(SITE)}: {p['src']}" for path, page in parsed.items() for p in page.pictures if len((p.get("alt") or "").split()) < 3]
     assert not bare, "no text alternative of three words or more:\n" + "\n".join(bare)
 
 
@@ -112,3 +112,18 @@ def test_search(contexts, address):
     page.close()
     assert any("13_matcher.html" in link for link in found), found
     assert not faults, faults
+
+
+def test_arguments_are_explained_once(contexts, address):
+    "A function with its arguments and result, and links to what its docstring names; a record without its fields twice."
+    page, faults = open_page(contexts["light"], address, "api/matcher.html")
+    entry = page.locator("[id='detr_nb.matcher.pad_targets']").locator("xpath=..")
+    assert entry.locator(".field-list dt").all_text_contents() == ["Parameters:", "Returns:"]
+    assert "T is the largest number of targets" in entry.inner_text() and " – " in entry.inner_text()
+    assert entry.locator("a[href='#detr_nb.matcher.assign']").count() == 1
+    page.close()
+    page, more = open_page(contexts["light"], address, "api/detector.html")
+    text = page.locator("[id='detr_nb.detector.Tokens']").locator("xpath=..").inner_text()
+    page.close()
+    assert text.count("reading order") == 1 and text.count("positions (") == 1 and "Alias for" not in text
+    assert not faults + more

@@ -1,4 +1,4 @@
-"""DETR that you can read, run and build on. Names are imported when they are first used."""
+"""DETR that you can read, run and build on. Names and modules are imported when they are first used."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
-    "RECIPES", "CocoDetection", "CocoEvaluator", "CocoPanoptic", "DetrConfig", "DetrFeatureExtractor", "DetrForObjectDetection",
-    "DetrForSegmentation", "DetrHungarianMatcher", "DetrImageProcessor", "DetrLoss", "DetrModel", "DetrModelOutput",
-    "DetrObjectDetectionOutput", "DetrSegmentationOutput", "HungarianMatcher", "PanopticEvaluator", "Recipe", "SceneDetection",
-    "draw_scene", "evaluate", "make_scenes", "register_backbones", "train",
+    "RECIPES", "CocoDetection", "CocoEvaluator", "CocoPanoptic", "DetrConfig",
+    "DetrFeatureExtractor", "DetrForObjectDetection", "DetrForSegmentation",
+    "DetrHungarianMatcher", "DetrImageProcessor", "DetrLoss", "DetrModel", "DetrModelOutput",
+    "DetrObjectDetectionOutput", "DetrSegmentationOutput", "HungarianMatcher", "PanopticEvaluator",
+    "Recipe", "SceneDetection", "draw_scene", "evaluate", "make_scenes", "register_backbones",
+    "train",
 ]
 
 if TYPE_CHECKING:
+    from . import (
+        backbone, boxes, checkpoints, config, data, detector, evaluation, explore, files, losses,
+        mask_head, mask_losses, matcher, own_data, panoptic, position, post_processing, pretraining,
+        processor, scenes, training, transformer, transforms, visualization,
+    )
     from .backbone import register_backbones
     from .config import DetrConfig
     from .data import CocoDetection, CocoPanoptic, SceneDetection
@@ -26,23 +33,27 @@ if TYPE_CHECKING:
     from .training import RECIPES, Recipe, train
 
 _HOMES = {  # module → the public names that live in it; the same as above, for when the program runs
-    "backbone": "register_backbones", "config": "DetrConfig", "data": "CocoDetection CocoPanoptic SceneDetection",
+    "backbone": "register_backbones", "boxes": "", "checkpoints": "", "config": "DetrConfig",
+    "data": "CocoDetection CocoPanoptic SceneDetection",
     "detector": "DetrForObjectDetection DetrModel DetrModelOutput DetrObjectDetectionOutput",
-    "evaluation": "CocoEvaluator PanopticEvaluator evaluate", "losses": "DetrLoss",
-    "mask_head": "DetrForSegmentation DetrSegmentationOutput", "matcher": "DetrHungarianMatcher HungarianMatcher",
-    "processor": "DetrFeatureExtractor DetrImageProcessor", "scenes": "draw_scene make_scenes",
-    "training": "RECIPES Recipe train",
+    "evaluation": "CocoEvaluator PanopticEvaluator evaluate", "explore": "", "files": "", "losses": "DetrLoss",
+    "mask_head": "DetrForSegmentation DetrSegmentationOutput", "mask_losses": "",
+    "matcher": "DetrHungarianMatcher HungarianMatcher", "own_data": "", "panoptic": "", "position": "",
+    "post_processing": "", "pretraining": "", "processor": "DetrFeatureExtractor DetrImageProcessor",
+    "scenes": "draw_scene make_scenes", "training": "RECIPES Recipe train", "transformer": "", "transforms": "",
+    "visualization": "",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in _HOME and name not in _HOMES:
         raise AttributeError(f"module 'detr_nb' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
     from importlib import import_module
-    globals()[name] = getattr(import_module(f"detr_nb.{_HOME[name]}"), name)
+    module = import_module(f"detr_nb.{_HOME.get(name, name)}")
+    globals()[name] = module if name in _HOMES else getattr(module, name)
     return globals()[name]
 
 
 def __dir__():
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

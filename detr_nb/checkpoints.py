@@ -28,8 +28,9 @@ WEIGHT_FILES = (
 )
 
 # %% auto #0
-__all__ = ['WEIGHT_FILES', 'ORIGINAL_NAMES', 'NATIVE_NAMES', 'HUB_5_NAMES', 'read_weights', 'rename', 'to_hub_layout',
-           'load_weights', 'write_weights', 'save_checkpoint', 'open_checkpoint', 'Pretrained']
+__all__ = [
+    "WEIGHT_FILES", "read_weights", "load_weights", "write_weights", "Pretrained"
+]
 
 # %% ../nbs/95_checkpoints.ipynb #c08cbe6e
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -58,10 +59,18 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 # %% ../nbs/95_checkpoints.ipynb #7a388f10
 def read_weights(
-    path: str | os.PathLike,  # .safetensors; .bin and .pth: a pickle, read with `weights_only`; or the index of a sharded one
+    path: str | os.PathLike,  # .safetensors; .bin or .pth, read with `weights_only`; or the index of a sharded one
 ) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU. `ValueError` names the file if it is truncated, foreign,
-    or holds code; `FileNotFoundError` one that is not there."""
+    """The tensors of a file, on the CPU.
+
+    Args:
+        path (str | os.PathLike): .safetensors; .bin or .pth, read with `weights_only`; or the index
+            of a sharded one
+
+    Raises:
+        ValueError: names the file if it is truncated, foreign, or holds code.
+        FileNotFoundError: one that is not there.
+    """
     path = Path(path)
     if path.name.endswith(".index.json"):
         index = read_json(path)
@@ -85,6 +94,11 @@ def rename(
     key: str,
     rules: list,  # (pattern, replacement), applied in order
 ) -> str:
+    """
+    Args:
+        key (str)
+        rules (list): (pattern, replacement), applied in order
+    """
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
@@ -139,7 +153,11 @@ def to_hub_layout(
     state: Mapping[str, Tensor],  # any of the public layouts
 ) -> dict[str, Tensor]:
     """The same tensors under the hub's names: from the original `.pth`, from `no_timm`, from
-    transformers 5's modules, or as they are."""
+    transformers 5's modules, or as they are.
+
+    Args:
+        state (Mapping[str, Tensor]): any of the public layouts
+    """
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     if any("transformer.encoder" in k for k in state):
         split = {}
@@ -164,8 +182,20 @@ def load_weights(
     ignore_mismatched_sizes: bool = False,  # leave out tensors of another shape, with a warning that lists them
     optional_parts: tuple[str, ...] = (),   # beginnings of names that the state may lack altogether, with a warning
 ) -> nn.Module:
-    """Copy every tensor into the model; nothing is left out silently. `ValueError` for a missing or
-    unknown name and for another shape."""
+    """Copy every tensor into the model; nothing is left out silently.
+
+    Args:
+        model (nn.Module)
+        state (Mapping[str, Tensor]): hub layout
+        source (str): for messages
+        ignore_mismatched_sizes (bool): leave out tensors of another shape, with a warning that
+            lists them. Defaults to False.
+        optional_parts (tuple[str, ...]): beginnings of names that the state may lack altogether,
+            with a warning. Defaults to ().
+
+    Raises:
+        ValueError: for a missing or unknown name and for another shape.
+    """
     own = model.state_dict()
     missing = own.keys() - state.keys()
     unknown = state.keys() - own.keys()
@@ -194,7 +224,12 @@ def write_weights(
     state: Mapping[str, Tensor],
     path: str | os.PathLike,   # .safetensors
 ) -> None:
-    "Write tensors to a file, whole or not at all."
+    """Write tensors to a file, whole or not at all.
+
+    Args:
+        state (Mapping[str, Tensor])
+        path (str | os.PathLike): .safetensors
+    """
     from safetensors.torch import save_file
     with atomic(path) as part:
         save_file(
@@ -207,7 +242,12 @@ def save_checkpoint(
     value: dict[str, Any],    # tensors, numbers, text
     path: str | os.PathLike,
 ) -> None:
-    "Write a checkpoint in PyTorch's format, whole or not at all."
+    """Write a checkpoint in PyTorch's format, whole or not at all.
+
+    Args:
+        value (dict[str, Any]): tensors, numbers, text
+        path (str | os.PathLike)
+    """
     with atomic(path) as part:
         torch.save(value, part)
 
@@ -219,8 +259,19 @@ def open_checkpoint(
     config_class: type[DetrConfig] = DetrConfig,  # what the checkpoint's own is read as
     **hub,                       # revision, local_files_only
 ) -> tuple[DetrConfig, Path]:
-    """The configuration of a checkpoint, and where its weights lie. `ValueError` for bare weights
-    without a config."""
+    """The configuration of a checkpoint, and where its weights lie.
+
+    Args:
+        name (str | os.PathLike): a folder, a hub name, an embedded model, or a bare weights file
+        config (DetrConfig | None): instead of the checkpoint's own
+        changes (Mapping[str, Any]): config fields to set after
+        config_class (type[DetrConfig]): what the checkpoint's own is read as. Defaults to
+            DetrConfig.
+        **hub: revision, local_files_only
+
+    Raises:
+        ValueError: for bare weights without a config.
+    """
     bare = name not in EMBEDDED and Path(name).is_file()
     if bare and config is None:
         raise ValueError(
@@ -243,16 +294,27 @@ class Pretrained(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name: str | os.PathLike,                # a folder, a hub name, the embedded "scenes", or a bare `.pth` file with `config`
+        name: str | os.PathLike,                # a folder, a hub name, "scenes", or a `.pth` file beside `config`
         *,
         config: DetrConfig | None = None,       # instead of the checkpoint's own
         revision: str | None = None,            # hub: branch, tag or commit
         local_files_only: bool = False,         # hub: only what was fetched before
-        ignore_mismatched_sizes: bool = False,  # begin tensors of another shape afresh (another number of labels or queries)
+        ignore_mismatched_sizes: bool = False,  # begin tensors of another shape afresh (other labels, other queries)
         **changes,                              # config fields to change: num_labels, id2label …
     ) -> Self:
         """A model in evaluation mode with the weights of a checkpoint. Backbone weights are never
-        fetched: they are part of it."""
+        fetched: they are part of it.
+
+        Args:
+            name (str | os.PathLike): a folder, a hub name, "scenes", or a `.pth` file beside
+                `config`
+            config (DetrConfig | None): instead of the checkpoint's own
+            revision (str | None): hub: branch, tag or commit
+            local_files_only (bool): hub: only what was fetched before. Defaults to False.
+            ignore_mismatched_sizes (bool): begin tensors of another shape afresh (other labels,
+                other queries). Defaults to False.
+            **changes: config fields to change: num_labels, id2label …
+        """
         hub = {"revision": revision, "local_files_only": local_files_only}
         config, path = open_checkpoint(name, config, changes, cls.config_class, **hub)
         config.use_pretrained_backbone = False
@@ -263,7 +325,11 @@ class Pretrained(nn.Module):
 
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The part of a checkpoint that this class holds: all of it."
+        """The part of a checkpoint that this class holds: all of it.
+
+        Args:
+            state (dict[str, Tensor])
+        """
         return state
 
     def save_pretrained(
@@ -272,7 +338,12 @@ class Pretrained(nn.Module):
         dtype: torch.dtype | None = None,  # of the stored floating point numbers: as they are
     ) -> None:
         """Write `config.json` and `model.safetensors` in the hub's layout; transformers opens them
-        and gives the same numbers."""
+        and gives the same numbers.
+
+        Args:
+            folder (str | os.PathLike)
+            dtype (torch.dtype | None): of the stored floating point numbers: as they are
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(self.config)
         config.extra["architectures"] = [type(self).__name__]

@@ -12,9 +12,11 @@ from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any
 
 import typer
+
+import detr_nb
 
 app = typer.Typer(
     help="DETR: detect objects in images, train and evaluate detectors.", no_args_is_help=True,
@@ -40,27 +42,31 @@ Model = Annotated[
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder for the results")]
 
 # %% auto #0
-__all__ = ['app', 'data_app', 'TaskOption', 'Model', 'Out', 'Task', 'load_model', 'detect_images', 'draw_detections', 'stuff_ids',
-           'complete_segments', 'segment_images', 'draw_segments', 'write_segments', 'demo', 'find_images',
-           'open_image', 'drawing_paths', 'say', 'save_drawing', 'save_results', 'detect', 'choose_recipe',
-           'train_command', 'eval_command', 'scenes', 'main']
+__all__ = [
+    "app", "data_app", "TaskOption", "Model", "Out", "Task", "demo", "detect", "train_command",
+    "eval_command", "scenes", "main"
+]
 
 # %% ../nbs/52_cli.ipynb #2b79e055
 def load_model(model: str, task: Task = Task.detection):
-    """Model and processor of a checkpoint. `ValueError` where masks are wanted of one that draws
-    none."""
+    """Model and processor of a checkpoint.
+
+    Args:
+        model (str)
+        task (Task): Defaults to Task.detection.
+
+    Raises:
+        ValueError: where masks are wanted of one that draws none.
+    """
     import warnings
 
-    from detr_nb.processor import DetrImageProcessor
-    processor = DetrImageProcessor.from_pretrained(model)
+    processor = detr_nb.DetrImageProcessor.from_pretrained(model)
     if task is Task.detection:
-        from detr_nb.detector import DetrForObjectDetection
-        return DetrForObjectDetection.from_pretrained(model), processor
-    from detr_nb.mask_head import DetrForSegmentation
+        return detr_nb.DetrForObjectDetection.from_pretrained(model), processor
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "begun afresh.*mask_head")
         try:
-            return DetrForSegmentation.from_pretrained(model), processor
+            return detr_nb.DetrForSegmentation.from_pretrained(model), processor
         except UserWarning as error:
             raise ValueError(
                 f"{model} is a detector and draws no masks; teach it: detr-nb train --frozen-detector "
@@ -69,7 +75,14 @@ def load_model(model: str, task: Task = Task.detection):
 
 # %% ../nbs/52_cli.ipynb #117223c2
 def detect_images(model, processor, images: list, threshold: float) -> list[list[dict]]:
-    "For each image its detections, best first: label, score, box as corners in pixels."
+    """For each image its detections, best first: label, score, box as corners in pixels.
+
+    Args:
+        model
+        processor
+        images (list)
+        threshold (float)
+    """
     import torch
     inputs = processor(images, return_tensors="pt")
     with torch.inference_mode():
@@ -90,14 +103,20 @@ def detect_images(model, processor, images: list, threshold: float) -> list[list
     ]
 
 # %% ../nbs/52_cli.ipynb #c993a546
-def draw_detections(image, detections: list[dict], title: str = "", ax=None):
-    "An image with its detections."
+def draw_detections(image, detections: Any, title: str = "", ax=None):
+    """An image with its detections.
+
+    Args:
+        image
+        detections (Any)
+        title (str): Defaults to "".
+        ax
+    """
     import numpy as np
 
-    from detr_nb.visualization import show_boxes
     labels = [d["label_id"] for d in detections]
     names = {d["label_id"]: d["label"] for d in detections}
-    return show_boxes(
+    return detr_nb.visualization.show_boxes(
         np.asarray(image), [d["box"] for d in detections], labels, names, [d["score"] for d in detections],
         title, ax,
     )
@@ -105,7 +124,11 @@ def draw_detections(image, detections: list[dict], title: str = "", ax=None):
 # %% ../nbs/52_cli.ipynb #1e48822a
 def stuff_ids(config) -> list[int]:
     """Which categories of a model are stuff: as its config says, or COCO's, where it has COCO
-    panoptic's numbers of labels."""
+    panoptic's numbers of labels.
+
+    Args:
+        config
+    """
     if config.stuff_ids is not None: return config.stuff_ids
     return list(range(91, config.num_labels)) if config.num_labels in (201, 250) else []
 
@@ -114,12 +137,16 @@ def complete_segments(
     found: dict,                # segmentation (H, W), segments_info: id, label_id … changed in place
     id2label: dict[int, str],
 ) -> None:
-    "Give each segment its category's name, its area and the box around it."
-    from detr_nb.data import masks_to_boxes
+    """Give each segment its category's name, its area and the box around it.
+
+    Args:
+        found (dict): segmentation (H, W), segments_info: id, label_id … changed in place
+        id2label (dict[int, str])
+    """
     for segment in found["segments_info"]:
         mask = found["segmentation"] == segment["id"]
         category = segment.pop("label_id")
-        x0, y0, x1, y1 = masks_to_boxes(mask[None])[0].tolist()
+        x0, y0, x1, y1 = detr_nb.boxes.masks_to_boxes(mask[None])[0].tolist()
         segment |= {
             "category_id": category, "label": id2label[category], "area": int(mask.sum()),
             "bbox": [x0, y0, x1 - x0, y1 - y0],
@@ -130,7 +157,15 @@ def complete_segments(
 def segment_images(model, processor, images: list, task: Task, threshold: float) -> list[dict]:
     """For each image `segmentation` (H, W), each pixel's segment (`semantic`: each pixel's class),
     and `segments_info`: id, category_id, label, score, area, bbox (x, y, width, height in
-    pixels)."""
+    pixels).
+
+    Args:
+        model
+        processor
+        images (list)
+        task (Task)
+        threshold (float)
+    """
     import torch
     inputs = processor(images, return_tensors="pt")
     config = model.config
@@ -158,42 +193,53 @@ def segment_images(model, processor, images: list, task: Task, threshold: float)
     return results
 
 # %% ../nbs/52_cli.ipynb #f5eda218
-def draw_segments(image, found: dict, title: str = "", ax=None):
-    "An image through its segments."
+def draw_segments(image, found: Any, title: str = "", ax=None):
+    """An image through its segments.
+
+    Args:
+        image
+        found (Any)
+        title (str): Defaults to "".
+        ax
+    """
     import numpy as np
 
-    from detr_nb.visualization import show_segments
     segments = found["segments_info"]
     labels = {s["id"]: s["category_id"] for s in segments}
     names = {s["category_id"]: s["label"] for s in segments}
-    return show_segments(np.asarray(image), found["segmentation"].numpy(), labels, names, title, ax)
+    segmentation = found["segmentation"].numpy()
+    return detr_nb.visualization.show_segments(np.asarray(image), segmentation, labels, names, title, ax)
 
 # %% ../nbs/52_cli.ipynb #89e52d64
 def write_segments(
-    found: dict,
+    found: Any,
     path: Path,  # of the PNG
     task: Task,
 ) -> list[dict]:
     """An image's segments as entries of a results file of COCO's: one with run lengths for each
     object (`instance`); or one for the image, beside a PNG of segment numbers (`panoptic`) or of
-    class numbers (`semantic`)."""
+    class numbers (`semantic`).
+
+    Args:
+        found (Any)
+        path (Path): of the PNG
+        task (Task)
+    """
     import numpy as np
     import torch
     from PIL import Image
 
-    from detr_nb.evaluation import png_bytes
-    from detr_nb.post_processing import to_rle
     segments = found["segments_info"]
     if task is Task.instance:
         ids = torch.tensor([s["id"] for s in segments], dtype=torch.int32)[:, None, None]
-        rles = to_rle(found["segmentation"] == ids) if segments else []
+        rles = detr_nb.post_processing.to_rle(found["segmentation"] == ids) if segments else []
         return [
             {"category_id": s["category_id"], "segmentation": rle, "score": s["score"]}
             for s, rle in zip(segments, rles)
         ]
     path.parent.mkdir(parents=True, exist_ok=True)
     if task is Task.panoptic:
-        path.write_bytes(png_bytes(found["segmentation"]))
+        path.write_bytes(detr_nb.evaluation.png_bytes(found["segmentation"]))
     else:
         Image.fromarray(
             found["segmentation"]
@@ -217,25 +263,19 @@ def demo(
     matplotlib.use("Agg")
     from PIL import Image
 
-    from detr_nb.data import SceneDetection
-    from detr_nb.evaluation import evaluate, evaluate_panoptic, format_qualities, format_tables
-    from detr_nb.files import write_json
-    from detr_nb.own_data import open_split
-    from detr_nb.scenes import draw_scene, make_scenes
-    from detr_nb.visualization import grid
     model, processor = load_model("scenes", Task.panoptic)
-    images = [Image.fromarray(draw_scene(seed, i, "demo").image) for i in range(pictures)]
+    images = [Image.fromarray(detr_nb.draw_scene(seed, i, "demo").image) for i in range(pictures)]
     found = detect_images(model, processor, images, threshold)
     segments = segment_images(model, processor, images, Task.panoptic, threshold)
     out.mkdir(parents=True, exist_ok=True)
     for name, draw, results in (
         ("detections", draw_detections, found), ("panoptic", draw_segments, segments),
     ):
-        axes = grid(pictures, columns=4, size=2.6)
+        axes = detr_nb.visualization.grid(pictures, columns=4, size=2.6)
         for i, (image, result, ax) in enumerate(zip(images, results, axes)):
             draw(image, result, f"scene {i}", ax)
         axes[0].figure.savefig(out / f"{name}.png", dpi=110)
-    write_json(
+    detr_nb.files.write_json(
         [
             {"seed": seed, "scene": i, "detections": d, "segments": s["segments_info"]}
             for i, (d, s) in enumerate(zip(found, segments))
@@ -245,19 +285,19 @@ def demo(
     typer.echo(
         f"{sum(map(len, found))} detections over {threshold} on {pictures} fresh scenes (seed {seed})\n"
     )
-    tables = evaluate(model.detr, SceneDetection(500, seed, "val"), processor)
-    tables |= evaluate(
-        model, SceneDetection(100, seed, "val", masks=True), processor, iou_types="segm",
+    tables = detr_nb.evaluate(model.detr, detr_nb.SceneDetection(500, seed, "val"), processor)
+    tables |= detr_nb.evaluate(
+        model, detr_nb.SceneDetection(100, seed, "val", masks=True), processor, iou_types="segm",
         mask_threshold=0.02,
     )
-    typer.echo(f"500 fresh scenes (masks: 100 of them), COCO's numbers:\n{format_tables(tables)}\n")
+    typer.echo(f"500 fresh scenes (masks: 100 of them), COCO's numbers:\n{detr_nb.evaluation.format_tables(tables)}\n")
     with tempfile.TemporaryDirectory() as folder:
-        make_scenes(folder, val=100, seed=seed)
-        qualities = evaluate_panoptic(
-            model, open_split(Path(folder), "val", panoptic=True), processor, Path(folder) / "found",
+        detr_nb.make_scenes(folder, val=100, seed=seed)
+        qualities = detr_nb.evaluation.evaluate_panoptic(
+            model, detr_nb.own_data.open_split(Path(folder), "val", panoptic=True), processor, Path(folder) / "found",
             threshold,
         )
-    typer.echo(f"panoptic quality of the 100:\n{format_qualities(qualities)}\n")
+    typer.echo(f"panoptic quality of the 100:\n{detr_nb.evaluation.format_qualities(qualities)}\n")
     typer.echo(
         f"Open {out / 'detections.png'} and {out / 'panoptic.png'}; then the course: nbs/00_start.ipynb "
         "(make lab)."
@@ -265,7 +305,11 @@ def demo(
 
 # %% ../nbs/52_cli.ipynb #eec89a78
 def find_images(photos: list[str]) -> list[Path]:
-    "The files that names, folders (all files in them) and globs stand for."
+    """The files that names, folders (all files in them) and globs stand for.
+
+    Args:
+        photos (list[str])
+    """
     paths = []
     for photo in photos:
         path = Path(photo)
@@ -279,16 +323,24 @@ def find_images(photos: list[str]) -> list[Path]:
 
 # %% ../nbs/52_cli.ipynb #a0927f34
 def open_image(path: Path):
-    "An image, upright as its EXIF says, RGB."
+    """An image, upright as its EXIF says, RGB.
+
+    Args:
+        path (Path)
+    """
     from PIL import Image, ImageOps
-    from detr_nb.files import to_rgb
     with Image.open(path) as file:
-        return to_rgb(ImageOps.exif_transpose(file))
+        return detr_nb.files.to_rgb(ImageOps.exif_transpose(file))
 
 # %% ../nbs/52_cli.ipynb #7dd6f836
 def drawing_paths(paths: list[Path], out: Path) -> dict[Path, Path]:
     """Where the drawing of each image goes: no two in one file, and none over an image that was
-    given."""
+    given.
+
+    Args:
+        paths (list[Path])
+        out (Path)
+    """
     taken = {path.resolve() for path in paths}
     names = {}
     for path in paths:
@@ -300,8 +352,16 @@ def drawing_paths(paths: list[Path], out: Path) -> dict[Path, Path]:
     return names
 
 # %% ../nbs/52_cli.ipynb #18e048c3
-def say(path: Path, image, results: list[dict], task: Task, as_json: bool) -> None:
-    "One image's results on stdout."
+def say(path: Path, image, results: Any, task: Task, as_json: bool) -> None:
+    """One image's results on stdout.
+
+    Args:
+        path (Path)
+        image
+        results (Any)
+        task (Task)
+        as_json (bool)
+    """
     name = "detections" if task is Task.detection else "segments"
     if as_json:
         typer.echo(
@@ -317,7 +377,14 @@ def say(path: Path, image, results: list[dict], task: Task, as_json: bool) -> No
 
 # %% ../nbs/52_cli.ipynb #6f515a29
 def save_drawing(image, found, task: Task, path: Path) -> None:
-    "An image with what was found on it, eight inches on its longer side."
+    """An image with what was found on it, eight inches on its longer side.
+
+    Args:
+        image
+        found
+        task (Task)
+        path (Path)
+    """
     import matplotlib.pyplot as plt
     scale = 8 / max(image.size)
     ax = plt.figure(figsize=(image.width * scale, image.height * scale), layout="constrained").gca()
@@ -325,29 +392,36 @@ def save_drawing(image, found, task: Task, path: Path) -> None:
     draw(image, found, "", ax).figure.savefig(path, dpi=120)
     plt.close(ax.figure)
 
-def save_results(images: list[dict], annotations: list[dict], config, task: Task, out: Path) -> None:
+def save_results(images: list[dict], annotations: list[dict], config, task: Task, out: Any) -> None:
     """COCO's file of results: a list for masks of objects; images, annotations and categories for
-    maps."""
-    from detr_nb.files import write_json
-    if task is Task.instance: return write_json(annotations, out / "instance.json")
+    maps.
+
+    Args:
+        images (list[dict])
+        annotations (list[dict])
+        config
+        task (Task)
+        out (Any)
+    """
+    if task is Task.instance: return detr_nb.files.write_json(annotations, out / "instance.json")
     stuff = stuff_ids(config)
     categories = [
         {"id": i, "name": name, "isthing": int(i not in stuff)}
         for i, name in config.id2label.items()
         if name != "N/A"
     ]
-    write_json(
+    detr_nb.files.write_json(
         {"images": images, "annotations": annotations, "categories": categories}, out / f"{task.value}.json"
     )
 
 # %% ../nbs/52_cli.ipynb #232cdc33
 @app.command()
 def detect(
-    photos: Annotated[list[str], typer.Argument(help="pictures, folders or globs")],
+    photos: Annotated[list[str], typer.Argument(help="images, folders or globs")],
     model: Model = "scenes",
     task: TaskOption = Task.detection,
     threshold: Annotated[float, typer.Option(help="only what scores higher is kept")] = 0.7,
-    out: Annotated[Optional[Path], typer.Option("--out", "-o", help="folder for drawings, and for segments as COCO writes them")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for drawings and segments")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object for each image")] = False,
 ):
     """Find objects in images. A file that is not an image is named on stderr, the others go on; the
@@ -396,9 +470,20 @@ def choose_recipe(
     steps: int | None, epochs: float | None,  # length: one of them, or the preset's
     **given,                                  # fields of `Recipe`; one that is None stays the preset's
 ):
-    "A preset with what was given changed. `BadParameter` names the option for what cannot be."
-    from detr_nb.training import RECIPES
-    presets = [name for name in RECIPES if not name.endswith("masks")]
+    """A preset with what was given changed.
+
+    Args:
+        preset (str)
+        masks (bool)
+        frozen (bool)
+        steps (int | None): length: one of them, or the preset's
+        epochs (float | None): length: one of them, or the preset's
+        **given: fields of `Recipe`; one that is None stays the preset's
+
+    Raises:
+        BadParameter: names the option for what cannot be.
+    """
+    presets = [name for name in detr_nb.RECIPES if not name.endswith("masks")]
     if preset not in presets:
         raise typer.BadParameter(f"{preset!r}: want one of {', '.join(presets)}", param_hint="--preset")
     if steps is not None and epochs is not None:
@@ -410,7 +495,7 @@ def choose_recipe(
         given |= {"steps": steps, "stop": None}
     if epochs is not None:
         given |= {"epochs": epochs, "steps": None, "stop": None}
-    return replace(RECIPES[f"{preset} masks" if frozen else preset], **given)
+    return replace(detr_nb.RECIPES[f"{preset} masks" if frozen else preset], **given)
 
 # %% ../nbs/52_cli.ipynb #c23af9b3
 @app.command(name="train")
@@ -418,24 +503,22 @@ def train_command(
     data: Annotated[Path, typer.Option(help="COCO folder with a train split, and a val split to watch")],
     out: Out,
     preset: Annotated[str, typer.Option(help="recipe: coco (the original's) or scenes")] = "coco",
-    model: Annotated[Optional[str], typer.Option("--model", "-m", help="checkpoint to start from; without it, a pretrained backbone only")] = None,  # noqa: UP045
+    model: Annotated[str | None, typer.Option("--model", "-m", help="checkpoint to start from")] = None,
     masks: Annotated[bool, typer.Option("--masks", help="learn masks too, together with boxes")] = False,
-    frozen_detector: Annotated[Optional[str], typer.Option(help="a finished detector: learn masks alone, on top of it")] = None,  # noqa: UP045
+    frozen_detector: Annotated[str | None, typer.Option(help="a finished detector: learn masks alone")] = None,
     panoptic: Annotated[bool, typer.Option("--panoptic", help="learn from panoptic annotations: stuff too")] = False,
     backbone: Annotated[str, typer.Option(help="any timm name, where no checkpoint is given")] = "resnet50",
     pretrained: Annotated[bool, typer.Option(help="begin with the backbone's pretrained weights")] = True,
-    steps: Annotated[Optional[int], typer.Option(help="length in steps")] = None,  # noqa: UP045
-    epochs: Annotated[Optional[float], typer.Option(help="length in passes over the data")] = None,  # noqa: UP045
-    batch_size: Annotated[Optional[int], typer.Option(help="pictures a step, over all processes")] = None,  # noqa: UP045
-    lr: Annotated[Optional[float], typer.Option(help="learning rate of all but the backbone")] = None,  # noqa: UP045
+    steps: Annotated[int | None, typer.Option(help="length in steps")] = None,
+    epochs: Annotated[float | None, typer.Option(help="length in passes over the data")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images a step, over all processes")] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate of all but the backbone")] = None,
     seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
     workers: Annotated[int, typer.Option(help="processes that prepare images")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")] = False,
 ):
     """Train a detector, or masks, on a COCO folder. Run it under `torchrun` or `accelerate launch`
     for several processes."""
-    from detr_nb.own_data import open_split, start_training
-    from detr_nb.training import train
     if frozen_detector and model:
         raise typer.BadParameter(
             "give one of --frozen-detector and --model", param_hint="--frozen-detector"
@@ -444,18 +527,18 @@ def train_command(
     recipe = choose_recipe(
         preset, masks, bool(frozen_detector), steps, epochs, batch_size=batch_size, lr=lr, seed=seed
     )
-    dataset = open_split(data, "train", panoptic)
+    dataset = detr_nb.own_data.open_split(data, "train", panoptic)
     try:
-        val = open_split(data, "val", panoptic)
+        val = detr_nb.own_data.open_split(data, "val", panoptic)
     except FileNotFoundError as error:
         val = None
         typer.echo(f"{error}; training goes unwatched", err=True)
-    network, processor = start_training(
+    network, processor = detr_nb.own_data.start_training(
         dataset, frozen_detector or model, preset, backbone, pretrained, masks, bool(frozen_detector)
     )
     if frozen_detector:
         network.freeze_detector()
-    typer.echo(f"trained model: {train(network, dataset, out, recipe, processor, val, resume, workers)}")
+    typer.echo(f"trained model: {detr_nb.train(network, dataset, out, recipe, processor, val, resume, workers)}")
 
 # %% ../nbs/52_cli.ipynb #42fd44f1
 @app.command(name="eval")
@@ -464,47 +547,42 @@ def eval_command(
     split: Annotated[str, typer.Option(help="which part of the folder")] = "val",
     model: Model = "scenes",
     task: TaskOption = Task.detection,
-    batch_size: Annotated[int, typer.Option(help="pictures at a time")] = 16,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="write the numbers here too")] = None,  # noqa: UP045
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the segments of --task panoptic, as COCO wants them")] = Path("panoptic_eval"),
+    batch_size: Annotated[int, typer.Option(help="images at a time")] = 16,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers here too")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for panoptic segments")] = Path("panoptic_eval"),
 ):
     """COCO's numbers of a model on a split: for all classes and, where the data tells them apart,
     for things (and stuff)."""
-    from detr_nb.evaluation import evaluate, evaluate_panoptic, format_qualities, format_tables
-    from detr_nb.files import write_json
-    from detr_nb.own_data import open_split
-    from detr_nb.training import check_categories
     if task is Task.semantic:
         raise typer.BadParameter(
             "semantic maps have no COCO number; want detection, instance or panoptic", param_hint="--task"
         )
     network, processor = load_model(model, task)
-    dataset = open_split(data, split, task is Task.panoptic)
-    check_categories(network, dataset)
+    dataset = detr_nb.own_data.open_split(data, split, task is Task.panoptic)
+    detr_nb.training.check_categories(network, dataset)
     if task is Task.panoptic:
-        tables = evaluate_panoptic(network, dataset, processor, out, batch_size=batch_size)
-        typer.echo(format_qualities(tables))
+        tables = detr_nb.evaluation.evaluate_panoptic(network, dataset, processor, out, batch_size=batch_size)
+        typer.echo(detr_nb.evaluation.format_qualities(tables))
     else:
-        tables = evaluate(
+        tables = detr_nb.evaluate(
             network, dataset, processor, batch_size,
             iou_types=("bbox", "segm") if task is Task.instance else ("bbox",),
         )
-        typer.echo(format_tables(tables))
+        typer.echo(detr_nb.evaluation.format_tables(tables))
     if json_file:
-        write_json(tables, json_file)
+        detr_nb.files.write_json(tables, json_file)
 
 # %% ../nbs/52_cli.ipynb #95452faa
 @data_app.command()
 def scenes(
     folder: Annotated[Path, typer.Argument(help="where the COCO folder goes")],
-    train: Annotated[int, typer.Option(min=0, help="pictures to train on")] = 1000,
-    val: Annotated[int, typer.Option(min=0, help="pictures to evaluate on")] = 100,
+    train: Annotated[int, typer.Option(min=0, help="images to train on")] = 1000,
+    val: Annotated[int, typer.Option(min=0, help="images to evaluate on")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="another seed, another world")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="the bytes do not depend on it")] = 1,
 ):
     "Write scenes as a COCO folder, with detection and panoptic annotations."
-    from detr_nb.scenes import make_scenes
-    make_scenes(folder, train, val, seed, processes)
+    detr_nb.make_scenes(folder, train, val, seed, processes)
     typer.echo(f"{folder}: {train} training and {val} validation scenes, seed {seed}")
 
 # %% ../nbs/52_cli.ipynb #8014c7ed

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # %% auto #0
-__all__ = ['NATIVE_RESNETS', 'POSITION_EMBEDDING_TYPES', 'ACTIVATION_FUNCTIONS', 'read_backbone', 'name_labels',
-           'fields_from_public', 'apply_changes', 'setting_names', 'DetrConfig']
+__all__ = [
+    "POSITION_EMBEDDING_TYPES", "ACTIVATION_FUNCTIONS", "DetrConfig"
+]
 
 # %% ../nbs/94_config.ipynb #fcac56dc
 def _unusual(
@@ -48,8 +49,14 @@ NATIVE_RESNETS = {  # (block, blocks a stage) of transformers' own ResNet → ti
 def read_backbone(
     values: dict[str, Any],  # a public file's keys: any of the three spellings
 ) -> dict[str, Any]:
-    """The backbone as a timm name and keyword arguments. `ValueError` for a network that timm does
-    not have."""
+    """The backbone as a timm name and keyword arguments.
+
+    Args:
+        values (dict[str, Any]): a public file's keys: any of the three spellings
+
+    Raises:
+        ValueError: for a network that timm does not have.
+    """
     values = dict(values)
     native = values.pop("backbone_config", None)
     use_timm = values.pop("use_timm_backbone", True)
@@ -95,7 +102,16 @@ def name_labels(
     label2id: dict[str, int] | None,
 ) -> tuple[int, dict[int, str], dict[str, int]]:
     """All three, where some were not given: 2 labels where nothing is known, 'N/A' for an id
-    without a name. `ValueError` for what does not fit."""
+    without a name.
+
+    Args:
+        num_labels (int | None)
+        id2label (dict[int, str] | None): keys as numbers, or as the text that JSON makes of them
+        label2id (dict[str, int] | None)
+
+    Raises:
+        ValueError: for what does not fit.
+    """
     if num_labels is not None:
         _want("num_labels", num_labels, "a whole number of at least 1", _is_integer(num_labels, 1))
     if id2label is None:
@@ -146,6 +162,9 @@ def _name(default: str) -> Any:
         default, "the name of a timm model", lambda value: isinstance(value, str) and bool(value)
     )
 
+def _named() -> Any:
+    return field(default=None)  # `name_labels` fills these in
+
 def _options() -> Any:
     return _checked(None, "a dictionary or None", lambda value: value is None or isinstance(value, dict))
 
@@ -176,7 +195,11 @@ def _check_together(config: DetrConfig) -> None:
 
 # %% ../nbs/94_config.ipynb #0ff691db
 def fields_from_public(values: dict[str, Any]) -> dict[str, Any]:
-    "A public file's keys, either spelling, as fields. What is no field stays among them."
+    """A public file's keys, either spelling, as fields. What is no field stays among them.
+
+    Args:
+        values (dict[str, Any])
+    """
     if values.get("model_type", "detr") != "detr":
         raise ValueError(f"model_type={values['model_type']!r}: want 'detr'")
     values = {"use_pretrained_backbone": False} | read_backbone(values)
@@ -189,7 +212,12 @@ def apply_changes(
     changes: dict[str, Any],  # fields to set after
 ) -> dict[str, Any]:
     """The fields with their changes. What the file says about its labels goes if there are to be
-    others."""
+    others.
+
+    Args:
+        values (dict[str, Any]): fields of a file
+        changes (dict[str, Any]): fields to set after
+    """
     old = values.get("id2label") or {}
     new = {str(i): name for i, name in (changes.get("id2label") or {}).items()}
     other_number = changes.get("num_labels") not in (None, len(old))
@@ -217,7 +245,58 @@ def setting_names(cls: type) -> list[str]:
 @dataclass
 class DetrConfig:
     """Everything that fixes a DETR's shape and its loss. Fields and defaults are those of the
-    public `DetrConfig`. `ValueError` names field, value and what is allowed."""
+    public `DetrConfig`.
+
+    Attributes:
+        backbone (str): any timm model that offers `features_only`. Defaults to "resnet50".
+        use_pretrained_backbone (bool): begin with timm's weights for it. Defaults to True.
+        backbone_kwargs (dict | None): handed to timm
+        dilation (bool): DC5. Defaults to False.
+        num_channels (int): Defaults to 3.
+        num_queries (int): Defaults to 100.
+        d_model (int): Defaults to 256.
+        encoder_layers (int): Defaults to 6.
+        encoder_ffn_dim (int): Defaults to 2048.
+        encoder_attention_heads (int): Defaults to 8.
+        encoder_layerdrop (float): Defaults to 0.0.
+        decoder_layers (int): Defaults to 6.
+        decoder_ffn_dim (int): Defaults to 2048.
+        decoder_attention_heads (int): Defaults to 8.
+        decoder_layerdrop (float): Defaults to 0.0.
+        activation_function (str): Defaults to "relu".
+        dropout (float): Defaults to 0.1.
+        attention_dropout (float): Defaults to 0.0.
+        activation_dropout (float): Defaults to 0.0.
+        position_embedding_type (str): Defaults to "sine".
+        init_std (float): kept for the public file; the initialisation is the original's. Defaults
+            to 0.02.
+        init_xavier_std (float): Defaults to 1.0.
+        auxiliary_loss (bool): learn from every decoder layer; never changes a prediction. Defaults
+            to False.
+        decoder_renormalize (bool): transformers' decoder under `auxiliary_loss=True`. Defaults to
+            False.
+        batch_invariant (bool): an image gives the same in any batch. Defaults to False.
+        class_cost (float): Defaults to 1.
+        bbox_cost (float): Defaults to 5.
+        giou_cost (float): Defaults to 2.
+        bbox_loss_coefficient (float): Defaults to 5.
+        giou_loss_coefficient (float): Defaults to 2.
+        mask_loss_coefficient (float): Defaults to 1.
+        dice_loss_coefficient (float): Defaults to 1.
+        eos_coefficient (float): Defaults to 0.1.
+        is_encoder_decoder (bool): Defaults to True.
+        num_labels (int): the largest category id + 1; 2 where neither it nor id2label is given
+        id2label (dict[int, str]): names by category id
+        label2id (dict[str, int]): category ids by name
+        stuff_ids (list[int] | None): categories that are stuff, one segment each in a panoptic map
+        extra (dict[str, Any]): keys of a file that are not ours; written back. Defaults to dict().
+        use_timm_backbone (InitVar[bool]): False, or a config below: the native ResNet. Defaults to
+            True.
+        backbone_config (InitVar[Any]): a dictionary, or an object with `to_dict`
+
+    Raises:
+        ValueError: names field, value and what is allowed.
+    """
     backbone: str = _name("resnet50")             # any timm model that offers `features_only`
     use_pretrained_backbone: bool = _switch(True) # begin with timm's weights for it
     backbone_kwargs: dict | None = _options()     # handed to timm
@@ -238,14 +317,11 @@ class DetrConfig:
     attention_dropout: float = _share(0.0)
     activation_dropout: float = _share(0.0)
     position_embedding_type: str = _one_of("sine", POSITION_EMBEDDING_TYPES)
-    # kept for the public file; the initialisation is the original's
-    init_std: float = _weight(0.02)
+    init_std: float = _weight(0.02)               # kept for the public file; the initialisation is the original's
     init_xavier_std: float = _weight(1.0)
-    # also learn from every earlier decoder layer; never changes a prediction
-    auxiliary_loss: bool = _switch(False)
+    auxiliary_loss: bool = _switch(False)         # learn from every decoder layer; never changes a prediction
     decoder_renormalize: bool = _switch(False)    # transformers' decoder under `auxiliary_loss=True`
-    # an image gives the same in any batch; public networks let padding leak in
-    batch_invariant: bool = _switch(False)
+    batch_invariant: bool = _switch(False)        # an image gives the same in any batch
     class_cost: float = _weight(1)
     bbox_cost: float = _weight(5)
     giou_cost: float = _weight(2)
@@ -255,16 +331,12 @@ class DetrConfig:
     dice_loss_coefficient: float = _weight(1)
     eos_coefficient: float = _weight(0.1)
     is_encoder_decoder: bool = _switch(True)
-    # type: ignore  # the largest category id + 1; 2 where neither it nor id2label is given
-    num_labels: int = None
-    id2label: dict[int, str] = None  # type: ignore
-    label2id: dict[str, int] = None  # type: ignore
-    # categories that are stuff, one segment each in a panoptic map
-    stuff_ids: list[int] | None = None
-    # keys of a file that are not ours; written back as they were
-    extra: dict[str, Any] = field(default_factory=dict)
-    # with backbone_config: other spellings of the backbone, turned into `backbone`
-    use_timm_backbone: InitVar[bool] = True
+    num_labels: int = _named()           # the largest category id + 1; 2 where neither it nor id2label is given
+    id2label: dict[int, str] = _named()  # names by category id
+    label2id: dict[str, int] = _named()  # category ids by name
+    stuff_ids: list[int] | None = None                # categories that are stuff, one segment each in a panoptic map
+    extra: dict[str, Any] = field(default_factory=dict) # keys of a file that are not ours; written back
+    use_timm_backbone: InitVar[bool] = True       # False, or a config below: the native ResNet
     backbone_config: InitVar[Any] = None          # a dictionary, or an object with `to_dict`
 
     def __post_init__(self, use_timm_backbone: bool, backbone_config: Any):
@@ -307,7 +379,7 @@ class DetrConfig:
         for name in values:
             if name.endswith(("_cost", "_loss_coefficient")) and float(values[name]).is_integer():
                 values[name] = int(values[name])
-        # with transformers, `auxiliary_loss` also switches the decoder: it must see the switch, and we remember the flag
+        # in transformers `auxiliary_loss` also switches the decoder: it must see the switch
         values["auxiliary_loss"] = values.pop("decoder_renormalize")
         del values["num_labels"]  # as in the public file: id2label says it
         values["id2label"] = {str(i): name for i, name in self.id2label.items()}
@@ -318,14 +390,22 @@ class DetrConfig:
         self,
         use_diff: bool = True,  # for transformers' Trainer, which asks with it
     ) -> str:
-        "The public file's text."
+        """The public file's text.
+
+        Args:
+            use_diff (bool): for transformers' Trainer, which asks with it. Defaults to True.
+        """
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     def save_pretrained(
         self,
         folder: str | os.PathLike,
     ) -> None:
-        "Write `config.json` into a folder, whole or not at all."
+        """Write `config.json` into a folder, whole or not at all.
+
+        Args:
+            folder (str | os.PathLike)
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_json(self.to_dict(), Path(folder) / "config.json", pretty=True)
 
@@ -337,7 +417,12 @@ class DetrConfig:
     ) -> Self:
         """A config from the public file's keys. A key that is not a field is kept in `extra`. One
         that transformers wrote with `auxiliary_loss: true` gets `decoder_renormalize=True`, with
-        a warning."""
+        a warning.
+
+        Args:
+            values (dict[str, Any]): a public `config.json`, either spelling
+            **changes: fields to set after
+        """
         names = setting_names(cls)
         unknown = ", ".join(sorted(set(changes) - set(names)))
         if unknown: raise TypeError(f"{unknown}: no such field of {cls.__name__}, nor another argument")
@@ -366,7 +451,14 @@ class DetrConfig:
         local_files_only: bool = False,
         **changes,                # fields to set after
     ) -> Self:
-        "The config of a checkpoint. Errors name the file."
+        """The config of a checkpoint. Errors name the file.
+
+        Args:
+            name (str | os.PathLike): a folder, a hub name, or the embedded "scenes"
+            revision (str | None)
+            local_files_only (bool): Defaults to False.
+            **changes: fields to set after
+        """
         path = find_file(name, "config.json", revision=revision, local_files_only=local_files_only)
         try:
             return cls.from_dict(read_json(path), **changes)

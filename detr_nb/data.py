@@ -22,13 +22,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .boxes import masks_to_boxes
 from .files import read_image, read_json
 from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
 
 # %% auto #0
-__all__ = ['COCO_KEYS', 'PANOPTIC_KEYS', 'check_box', 'clip_boxes', 'detection_target', 'annotation_mask', 'check_entries',
-           'check_coco', 'coco_index', 'CocoDetection', 'SceneDetection', 'rgb_to_id', 'id_to_rgb', 'read_panoptic',
-           'masks_to_boxes', 'panoptic_target', 'read_panoptic_file', 'CocoPanoptic']
+__all__ = [
+    "PANOPTIC_KEYS", "clip_boxes", "detection_target", "annotation_mask", "coco_index",
+    "CocoDetection", "SceneDetection", "rgb_to_id", "id_to_rgb", "read_panoptic",
+    "panoptic_target", "read_panoptic_file", "CocoPanoptic"
+]
 
 # %% ../nbs/93_data.ipynb #2895c68b
 def check_box(
@@ -37,7 +40,13 @@ def check_box(
     annotation_id: int,
 ) -> None:
     """`ValueError` that names image and annotation for a box that is not four finite numbers of
-    size ≥ 0."""
+    size ≥ 0.
+
+    Args:
+        box (Sequence[float]): x, y, width, height
+        image_id (int)
+        annotation_id (int)
+    """
     numbers = (
         isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)
     )
@@ -50,19 +59,37 @@ def clip_boxes(
     boxes: Tensor,  # (T, 4) corners in pixels
     height: int, width: int,
 ) -> tuple[Tensor, Tensor]:  # (T, 4) and (T,) bool
-    "Boxes cut at the image's edges, and which of them have any area left."
+    """Boxes cut at the image's edges, and which of them have any area left.
+
+    Args:
+        boxes (Tensor): (T, 4) corners in pixels
+        height (int)
+        width (int)
+
+    Returns:
+        tuple[Tensor, Tensor]: (T, 4) and (T,) bool
+    """
     boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
     return boxes, (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 # %% ../nbs/93_data.ipynb #3ba9e9ef
 def detection_target(
-    target: dict,               # image_id, annotations: COCO's own dicts (bbox x, y, width, height in pixels; category_id; iscrowd; area; segmentation)
+    target: dict,               # image_id, annotations: COCO's own dicts (bbox: x, y, width, height in pixels)
     height: int, width: int,    # of the image, in pixels
     masks: bool = False,        # masks (T, H, W) bool too
 ) -> dict[str, Tensor]:
     """COCO annotations as tensors: boxes (T, 4) corners in pixels, class_labels, area, iscrowd,
     image_id, orig_size. Crowds and boxes without area inside the image are left out.
-    `ValueError` for a missing key, a NaN box or a negative size."""
+
+    Args:
+        target (dict): image_id, annotations: COCO's own dicts (bbox: x, y, width, height in pixels)
+        height (int): of the image, in pixels
+        width (int): of the image, in pixels
+        masks (bool): masks (T, H, W) bool too. Defaults to False.
+
+    Raises:
+        ValueError: for a missing key, a NaN box or a negative size.
+    """
     annotations = [a for a in target["annotations"] if not a.get("iscrowd", 0)]
     for i, annotation in enumerate(annotations):
         for key in ("bbox", "category_id"):
@@ -98,9 +125,22 @@ def annotation_mask(
     height: int, width: int,  # of the image, in pixels
     image_id: int,            # for messages
 ) -> Tensor:                  # (H, W) bool
-    """The pixels that an annotation covers. `ValueError` names image and annotation where there is
-    nothing to draw."""
-    from pycocotools import mask as coco_mask
+    """The pixels that an annotation covers.
+
+    Args:
+        annotation (dict): COCO's, with `segmentation`: polygons, or run lengths, compressed or not
+        height (int): of the image, in pixels
+        width (int): of the image, in pixels
+        image_id (int): for messages
+
+    Returns:
+        Tensor: (H, W) bool
+
+    Raises:
+        ValueError: names image and annotation where there is nothing to draw.
+    """
+    from pycocotools import mask
+    coco_mask: Any = mask
     name = f"image {image_id}: annotation {annotation.get('id')}"
     shape: Any = annotation.get("segmentation")
     if not shape: raise ValueError(f"{name} has segmentation={shape!r}: want polygons or run lengths")
@@ -125,10 +165,17 @@ def annotation_mask(
 def check_entries(
     data: dict,                          # a parsed annotation file
     source: str | os.PathLike,           # its name, for messages
-    wanted: dict[str, tuple[str, ...]],  # the lists that it must hold, and the keys that each of their entries must have
+    wanted: dict[str, tuple[str, ...]],  # the lists that it must hold, and the keys of their entries
 ) -> None:
     """`ValueError` names list, entry and key for what is missing, is no whole number, or is an id
-    that two share."""
+    that two share.
+
+    Args:
+        data (dict): a parsed annotation file
+        source (str | os.PathLike): its name, for messages
+        wanted (dict[str, tuple[str, ...]]): the lists that it must hold, and the keys of their
+            entries
+    """
     if not isinstance(data, dict):
         raise ValueError(f"{source}: holds {type(data).__name__}, want an object with {', '.join(wanted)}")
     for name, keys in wanted.items():
@@ -162,8 +209,17 @@ def check_coco(
     folder: Path,               # where its images lie
 ) -> None:
     """Check what would fail, or silently count wrong, later. One warning for boxes with no area
-    inside their image. `ValueError` for a fault in the file; `FileNotFoundError` for an image
-    that is not there."""
+    inside their image.
+
+    Args:
+        data (dict): a parsed annotation file
+        source (str | os.PathLike): its name, for messages
+        folder (Path): where its images lie
+
+    Raises:
+        ValueError: for a fault in the file.
+        FileNotFoundError: for an image that is not there.
+    """
     check_entries(data, source, COCO_KEYS)
     sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
     categories = {c["id"] for c in data["categories"]}
@@ -194,9 +250,13 @@ def coco_index(
     data: dict,  # COCO's images, annotations, categories
 ):
     """The same as a `pycocotools` `COCO`, without its printing. An annotation without `area` gets
-    its box's, one without `iscrowd` counts as no crowd."""
+    its box's, one without `iscrowd` counts as no crowd.
+
+    Args:
+        data (dict): COCO's images, annotations, categories
+    """
     from pycocotools.coco import COCO
-    coco = COCO()
+    coco: Any = COCO()
     complete = [{"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]} | a for a in data["annotations"]]
     coco.dataset = data | {"annotations": complete}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -206,7 +266,16 @@ def coco_index(
 # %% ../nbs/93_data.ipynb #1252335e
 class CocoDetection(Dataset):
     """A COCO folder: each item is an image (PIL, RGB) and its annotations as COCO wrote them.
-    `ValueError` or `FileNotFoundError` for what is wrong with the file, when it is opened."""
+
+    Args:
+        img_folder (str | os.PathLike)
+        ann_file (str | os.PathLike)
+        transforms (Callable | None): (image, target) → (image, target)
+
+    Raises:
+        ValueError: for what is wrong with the file, when it is opened.
+        FileNotFoundError: for what is wrong with the file, when it is opened.
+    """
     def __init__(
         self,
         img_folder: str | os.PathLike,
@@ -241,7 +310,14 @@ class CocoDetection(Dataset):
 
 # %% ../nbs/93_data.ipynb #717502b5
 class SceneDetection(Dataset):
-    "Scenes, drawn when they are asked for, in the form of `CocoDetection`."
+    """Scenes, drawn when they are asked for, in the form of `CocoDetection`.
+
+    Args:
+        count (int)
+        seed (int)
+        split (str): Defaults to "train".
+        masks (bool): annotations have each segment's pixels too. Defaults to False.
+    """
     def __init__(
         self,
         count: int, seed: int, split: str = "train",
@@ -281,13 +357,27 @@ class SceneDetection(Dataset):
 def rgb_to_id(
     colours: np.ndarray,  # (…, 3) uint8
 ) -> np.ndarray:          # (…,) int64
-    "The number that a panoptic PNG writes as a colour: R + 256·G + 256²·B."
+    """The number that a panoptic PNG writes as a colour: R + 256·G + 256²·B.
+
+    Args:
+        colours (np.ndarray): (…, 3) uint8
+
+    Returns:
+        np.ndarray: (…,) int64
+    """
     return np.asarray(colours).astype(np.int64) @ (1, 256, 256**2)
 
 def id_to_rgb(
     ids: np.ndarray,      # (…,) from 0 to below 256³
 ) -> np.ndarray:          # (…, 3) uint8
-    "The colour that a panoptic PNG writes for a number."
+    """The colour that a panoptic PNG writes for a number.
+
+    Args:
+        ids (np.ndarray): (…,) from 0 to below 256³
+
+    Returns:
+        np.ndarray: (…, 3) uint8
+    """
     ids = np.asarray(ids).astype(np.int64)
     return np.stack([ids % 256, ids // 256 % 256, ids // 256**2], -1).astype(np.uint8)
 
@@ -297,8 +387,20 @@ def read_panoptic(
     segments_info: Sequence[Mapping],     # its entry's: `id` each
     size: tuple[int, ...] | None = None,  # height, width that it must have
 ) -> np.ndarray:                          # (H, W) int64: each pixel's segment; 0 is nobody's, unless it is listed
-    """The segments of an image. `ValueError` where PNG and entry do not name the same segments, or
-    the size is another; `FileNotFoundError` for a PNG that is not there."""
+    """The segments of an image.
+
+    Args:
+        path (str | os.PathLike): a panoptic PNG
+        segments_info (Sequence[Mapping]): its entry's: `id` each
+        size (tuple[int, ...] | None): height, width that it must have
+
+    Returns:
+        np.ndarray: (H, W) int64: each pixel's segment; 0 is nobody's, unless it is listed
+
+    Raises:
+        ValueError: where PNG and entry do not name the same segments, or the size is another.
+        FileNotFoundError: for a PNG that is not there.
+    """
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such panoptic PNG")
     # numbers, not brightness
@@ -316,19 +418,6 @@ def read_panoptic(
         raise ValueError(f"{path} has pixels of the segments {unlisted}, which segments_info does not list")
     return ids
 
-# %% ../nbs/93_data.ipynb #611af856
-def masks_to_boxes(
-    masks: Tensor,  # (T, H, W) bool
-) -> Tensor:        # (T, 4) float32 x0, y0, x1, y1 in pixels; zeros for an empty mask
-    """The smallest box around each mask: from the first pixel's left edge to the last one's right
-    edge."""
-    if not masks.numel(): return torch.zeros(len(masks), 4)
-    columns = masks.any(1).int()
-    rows = masks.any(2).int()
-    first = [hit.argmax(1) for hit in (columns, rows)]
-    last = [hit.shape[1] - hit.flip(1).argmax(1) for hit in (columns, rows)]
-    return torch.stack(first + last, 1).float() * masks.flatten(1).any(1)[:, None]
-
 # %% ../nbs/93_data.ipynb #a383ffca
 def panoptic_target(
     target: Mapping,                 # image_id, file_name (of the PNG), segments_info: COCO's own dicts
@@ -337,8 +426,19 @@ def panoptic_target(
     return_masks: bool = True,
 ) -> dict[str, Tensor]:
     """COCO panoptic annotations as tensors: masks (T, H, W) bool, boxes (T, 4) corners in pixels
-    around them, class_labels, area, iscrowd, image_id, orig_size. An image without segments has
-    T = 0. `ValueError` names the segment that lacks a key."""
+    around them, class_labels, area, iscrowd, image_id, orig_size. An image without segments has T =
+    0.
+
+    Args:
+        target (Mapping): image_id, file_name (of the PNG), segments_info: COCO's own dicts
+        masks_path (str | os.PathLike): folder of the PNGs
+        height (int): of the image, in pixels
+        width (int): of the image, in pixels
+        return_masks (bool): Defaults to True.
+
+    Raises:
+        ValueError: names the segment that lacks a key.
+    """
     image_id = target.get("image_id", target.get("id"))
     segments = target["segments_info"]
     for i, segment in enumerate(segments):
@@ -367,8 +467,17 @@ def read_panoptic_file(
     path: str | os.PathLike,
 ) -> dict:  # images, annotations, categories
     """A COCO panoptic annotation file, checked; one warning counts images without annotation.
-    `ValueError` names the entry for what would fail later; `FileNotFoundError` for a file that
-    is not there."""
+
+    Args:
+        path (str | os.PathLike)
+
+    Returns:
+        dict: images, annotations, categories
+
+    Raises:
+        ValueError: names the entry for what would fail later.
+        FileNotFoundError: for a file that is not there.
+    """
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such annotation file")
     data = read_json(path)
     check_entries(data, path, PANOPTIC_KEYS)
@@ -399,8 +508,18 @@ def read_panoptic_file(
 # %% ../nbs/93_data.ipynb #a1a534cb
 class CocoPanoptic(Dataset):
     """A COCO panoptic folder: each item is an image (PIL, RGB) and its annotation as COCO wrote it,
-    with `masks_path`, where its PNG lies. `ValueError` or `FileNotFoundError` for what is wrong
-    with it, when it is opened."""
+    with `masks_path`, where its PNG lies.
+
+    Args:
+        img_folder (str | os.PathLike)
+        ann_folder (str | os.PathLike): of the PNGs
+        ann_file (str | os.PathLike)
+        transforms (Callable | None): (image, target) → (image, target)
+
+    Raises:
+        ValueError: for what is wrong with it, when it is opened.
+        FileNotFoundError: for what is wrong with it, when it is opened.
+    """
     def __init__(
         self,
         img_folder: str | os.PathLike,
@@ -431,13 +550,17 @@ class CocoPanoptic(Dataset):
                 found = f"a segment of image {segment['image_id']} has no 'bbox'"
                 raise ValueError(f"{self.ann_file}: {found}; it has {sorted(segment)}")
             segment["id"] = i
-        images = [self.images[a["image_id"]] for a in self.annotations]
-        return coco_index(
-            {"images": images, "categories": self.data["categories"], "annotations": segments}
-        )
+        return coco_index({
+            "images": [self.images[a["image_id"]] for a in self.annotations],
+            "categories": self.data["categories"], "annotations": segments,
+        })
 
     def image_path(self, annotation: Mapping) -> Path:
-        "Where the annotated image lies."
+        """Where the annotated image lies.
+
+        Args:
+            annotation (Mapping)
+        """
         return self.folder / self.images[annotation["image_id"]]["file_name"]
 
     @property

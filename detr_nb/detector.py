@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ from .position import POSITION_EMBEDDINGS
 from .transformer import Decoder, Encoder
 
 # %% auto #0
-__all__ = ['Output', 'DetrModelOutput', 'DetrObjectDetectionOutput', 'PositionedBackbone', 'Tokens', 'image_tokens',
-           'tokens_from_embeds', 'transform', 'MLPPredictionHead', 'learned_states', 'predict_from', 'DetrModel',
-           'hidden_fields', 'DetrForObjectDetection']
+__all__ = [
+    "Output", "DetrModelOutput", "DetrObjectDetectionOutput", "image_tokens", "transform",
+    "MLPPredictionHead", "learned_states", "predict_from", "evaluating", "DetrModel",
+    "hidden_fields", "DetrForObjectDetection"
+]
 
 # %% ../nbs/15_detector.ipynb #07ea4744
 class Output(dict):
@@ -57,39 +60,70 @@ class Output(dict):
         return tuple(self.values())
 
 # %% ../nbs/15_detector.ipynb #f07a4aa0
+_GIVEN: Any = None  # a field that is always there, once the model has run
+
 @dataclass(repr=False, eq=False)
 class DetrModelOutput(Output):
-    "What `DetrModel` returns. L decoder layers, N queries, S tokens of the image."
-    last_hidden_state: Tensor | None = None              # (B, N, d) what the heads predict from
+    """What `DetrModel` returns. L decoder layers, N queries, S tokens of the image.
+
+    Attributes:
+        last_hidden_state (Tensor): (B, N, d) what the heads predict from
+        decoder_hidden_states (tuple | None): L + 1 of (B, N, d); the last is normed
+        decoder_attentions (tuple | None): L of (B, heads, N, N)
+        cross_attentions (tuple | None): L of (B, heads, N, S)
+        encoder_last_hidden_state (Tensor): (B, S, d)
+        encoder_hidden_states (tuple | None): encoder layers + 1 of (B, S, d)
+        encoder_attentions (tuple | None): encoder layers of (B, heads, S, S)
+        intermediate_hidden_states (Tensor | None): (L, B, N, d) with `auxiliary_loss`
+    """
+    last_hidden_state: Tensor = _GIVEN                     # (B, N, d) what the heads predict from
     decoder_hidden_states: tuple | None = None           # L + 1 of (B, N, d); the last is normed
     decoder_attentions: tuple | None = None              # L of (B, heads, N, N)
     cross_attentions: tuple | None = None                # L of (B, heads, N, S)
-    encoder_last_hidden_state: Tensor | None = None      # (B, S, d)
+    encoder_last_hidden_state: Tensor = _GIVEN             # (B, S, d)
     encoder_hidden_states: tuple | None = None           # encoder layers + 1 of (B, S, d)
     encoder_attentions: tuple | None = None              # encoder layers of (B, heads, S, S)
     intermediate_hidden_states: Tensor | None = None     # (L, B, N, d) with `auxiliary_loss`
 
 @dataclass(repr=False, eq=False)
 class DetrObjectDetectionOutput(Output):
-    "What `DetrForObjectDetection` returns."
+    """What `DetrForObjectDetection` returns.
+
+    Attributes:
+        loss (Tensor | None): scalar, with labels
+        loss_dict (dict | None): every part of it
+        logits (Tensor): (B, N, num_labels + 1) the last class is no-object
+        pred_boxes (Tensor): (B, N, 4) centre and size in 0…1
+        auxiliary_outputs (list | None): of earlier layers: mappings with logits and pred_boxes
+        last_hidden_state (Tensor): (B, N, d) what the heads predict from
+        decoder_hidden_states (tuple | None): L + 1 of (B, N, d); the last is normed
+        decoder_attentions (tuple | None): L of (B, heads, N, N)
+        cross_attentions (tuple | None): L of (B, heads, N, S)
+        encoder_last_hidden_state (Tensor): (B, S, d)
+        encoder_hidden_states (tuple | None): encoder layers + 1 of (B, S, d)
+        encoder_attentions (tuple | None): encoder layers of (B, heads, S, S)
+    """
     loss: Tensor | None = None                           # scalar, with labels
     loss_dict: dict | None = None                        # every part of it
-    # (B, N, num_labels + 1) the last class is no-object
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None                     # (B, N, 4) centre and size in 0…1
-    # of earlier decoder layers: mappings with logits and pred_boxes
-    auxiliary_outputs: list | None = None
-    last_hidden_state: Tensor | None = None              # (B, N, d) what the heads predict from
+    logits: Tensor = _GIVEN                                # (B, N, num_labels + 1) the last class is no-object
+    pred_boxes: Tensor = _GIVEN                            # (B, N, 4) centre and size in 0…1
+    auxiliary_outputs: list | None = None                # of earlier layers: mappings with logits and pred_boxes
+    last_hidden_state: Tensor = _GIVEN                     # (B, N, d) what the heads predict from
     decoder_hidden_states: tuple | None = None           # L + 1 of (B, N, d); the last is normed
     decoder_attentions: tuple | None = None              # L of (B, heads, N, N)
     cross_attentions: tuple | None = None                # L of (B, heads, N, S)
-    encoder_last_hidden_state: Tensor | None = None      # (B, S, d)
+    encoder_last_hidden_state: Tensor = _GIVEN             # (B, S, d)
     encoder_hidden_states: tuple | None = None           # encoder layers + 1 of (B, S, d)
     encoder_attentions: tuple | None = None              # encoder layers of (B, heads, S, S)
 
 # %% ../nbs/15_detector.ipynb #9e977781
 class PositionedBackbone(nn.Module):
-    "An image's feature maps, and where each token of the last one is."
+    """An image's feature maps, and where each token of the last one is.
+
+    Args:
+        conv_encoder (ConvEncoder)
+        position_embedding (nn.Module)
+    """
     def __init__(self, conv_encoder: ConvEncoder, position_embedding: nn.Module):
         super().__init__()
         self.conv_encoder, self.position_embedding = conv_encoder, position_embedding
@@ -99,14 +133,26 @@ class PositionedBackbone(nn.Module):
         pixel_values: Tensor,  # (B, 3, H, W)
         pixel_mask: Tensor,    # (B, H, W)
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        "Feature maps with their masks, fine to coarse, and the positions (B, d, h, w) of the last."
+        """Feature maps with their masks, fine to coarse, and the positions (B, d, h, w) of the
+        last.
+
+        Args:
+            pixel_values (Tensor): (B, 3, H, W)
+            pixel_mask (Tensor): (B, H, W)
+        """
         features = self.conv_encoder(pixel_values, pixel_mask)
         last, mask = features[-1]
         return features, self.position_embedding(mask).to(last.dtype)
 
 # %% ../nbs/15_detector.ipynb #415c178b
 class Tokens(NamedTuple):
-    "An image as the transformer sees it: S tokens in reading order."
+    """An image as the transformer sees it: S tokens in reading order.
+
+    Attributes:
+        features (Tensor): (B, S, d)
+        positions (Tensor): (B, S, d)
+        mask (Tensor): (B, S) True where the image is real
+    """
     features: Tensor   # (B, S, d)
     positions: Tensor  # (B, S, d)
     mask: Tensor       # (B, S) True where the image is real
@@ -118,7 +164,13 @@ def image_tokens(
     pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real: everywhere
 ) -> tuple[list[tuple[Tensor, Tensor]], Tokens]:
     """The feature maps with their masks, fine to coarse, and the last of them as tokens: at width
-    d, read row by row."""
+    d, read row by row.
+
+    Args:
+        model (DetrModel): or whatever has its `backbone` and its `input_projection`
+        pixel_values (Tensor): (B, 3, H, W) normalised
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real: everywhere
+    """
     if pixel_mask is None:
         pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
     features, positions = model.backbone(pixel_values, pixel_mask)
@@ -132,7 +184,17 @@ def tokens_from_embeds(
     pixel_mask: Tensor | None,      # (B, h, w) with h·w = S gives the map its shape; otherwise the map is square
     position_embedding: nn.Module,
 ) -> Tokens:
-    "Ready-made tokens in place of an image. `ValueError` if their map has no shape."
+    """Ready-made tokens in place of an image.
+
+    Args:
+        inputs_embeds (Tensor): (B, S, d)
+        pixel_mask (Tensor | None): (B, h, w) with h·w = S gives the map its shape; otherwise the
+            map is square
+        position_embedding (nn.Module)
+
+    Raises:
+        ValueError: if their map has no shape.
+    """
     batch, count, _ = inputs_embeds.shape
     side = round(count**0.5)
     if pixel_mask is not None and pixel_mask[0].numel() == count:
@@ -149,16 +211,28 @@ def tokens_from_embeds(
 
 # %% ../nbs/15_detector.ipynb #10ca8f6d
 def transform(
-    model: DetrModel,                              # or whatever has its `encoder`, `decoder`, `query_position_embeddings` and `config`
+    model: DetrModel,                              # or anything with its parts above the tokens, and a `config`
     tokens: Tokens,
     decoder_attention_mask: Tensor | None = None,  # (B, N) or (B, N, N) 1 for queries that may be looked at
-    encoder_outputs=None,                          # a tuple or output whose first value (B, S, d) replaces the encoder's work
+    encoder_outputs=None,                          # its first value (B, S, d) replaces the encoder's work
     decoder_inputs_embeds: Tensor | None = None,   # (B, N, d) what the decoder starts from: zeros
     output_attentions: bool = False,
     output_hidden_states: bool = False,
     queries: Tensor | None = None,                 # (N, d) in place of the model's own
 ) -> DetrModelOutput:
-    "Tokens → the states of the queries."
+    """Tokens → the states of the queries.
+
+    Args:
+        model (DetrModel): or anything with its parts above the tokens, and a `config`
+        tokens (Tokens)
+        decoder_attention_mask (Tensor | None): (B, N) or (B, N, N) 1 for queries that may be looked
+            at
+        encoder_outputs: its first value (B, S, d) replaces the encoder's work
+        decoder_inputs_embeds (Tensor | None): (B, N, d) what the decoder starts from: zeros
+        output_attentions (bool): Defaults to False.
+        output_hidden_states (bool): Defaults to False.
+        queries (Tensor | None): (N, d) in place of the model's own
+    """
     if encoder_outputs is None:
         states, attentions = model.encoder(*tokens, need_weights=output_attentions)
         memory = states[-1]
@@ -189,13 +263,24 @@ def transform(
 
 # %% ../nbs/15_detector.ipynb #4778d723
 class MLPPredictionHead(nn.Module):
-    "A perceptron with ReLU between its layers; predicts a box from a query's state."
+    """A perceptron with ReLU between its layers; predicts a box from a query's state.
+
+    Args:
+        input_dim (int)
+        hidden_dim (int)
+        output_dim (int)
+        num_layers (int)
+    """
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
+        """
+        Args:
+            x (Tensor)
+        """
         for layer in self.layers[:-1]:
             x = layer(x).relu()
         return self.layers[-1](x)
@@ -205,7 +290,14 @@ def learned_states(
     hidden: DetrModelOutput,
 ) -> Tensor:  # (L, B, N, d)
     """The states that are learned from: those of every decoder layer where they were kept
-    (`auxiliary_loss`), or the last alone."""
+    (`auxiliary_loss`), or the last alone.
+
+    Args:
+        hidden (DetrModelOutput)
+
+    Returns:
+        Tensor: (L, B, N, d)
+    """
     last = hidden.last_hidden_state[None]
     earlier = hidden.intermediate_hidden_states
     return last if earlier is None else torch.cat([earlier[:-1], last])
@@ -215,15 +307,41 @@ def predict_from(
     states: Tensor,                 # (L, B, N, d) normed; the last layer is the prediction
 ) -> dict[str, Any]:
     """`logits` (B, N, C + 1) and `pred_boxes` (B, N, 4) of the last layer, and those of the layers
-    before as `auxiliary_outputs`."""
+    before as `auxiliary_outputs`.
+
+    Args:
+        model (DetrForObjectDetection): or whatever has its two heads
+        states (Tensor): (L, B, N, d) normed; the last layer is the prediction
+    """
     logits = model.class_labels_classifier(states)
     boxes = model.bbox_predictor(states).sigmoid()
     *auxiliary, last = ({"logits": x, "pred_boxes": y} for x, y in zip(logits, boxes))
     return last | ({"auxiliary_outputs": auxiliary} if auxiliary else {})
 
+# %% ../nbs/15_detector.ipynb #94bec07b
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block. Afterwards every part has the mode that it had, also where
+    the block raised.
+
+    Args:
+        model (nn.Module)
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
 # %% ../nbs/15_detector.ipynb #2444b037
 class DetrModel(Pretrained):
-    "Image → features → tokens → queries: everything but the heads (paper, section 3.2)."
+    """Image → features → tokens → queries: everything but the heads (paper, section 3.2).
+
+    Args:
+        config (DetrConfig)
+    """
     def __init__(self, config: DetrConfig):
         super().__init__()
         self.config = c = config
@@ -251,7 +369,11 @@ class DetrModel(Pretrained):
 
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The part of a checkpoint below its heads."
+        """The part of a checkpoint below its heads.
+
+        Args:
+            state (dict[str, Tensor])
+        """
         state = {k.removeprefix("detr."): v for k, v in state.items()}
         return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
 
@@ -268,15 +390,30 @@ class DetrModel(Pretrained):
         pixel_values: Tensor | None = None,            # (B, 3, H, W) normalised
         pixel_mask: Tensor | None = None,              # (B, H, W) 1 where the image is real
         decoder_attention_mask: Tensor | None = None,  # (B, N) 1 for queries that may be looked at
-        encoder_outputs=None,                          # a tuple or output whose first value (B, S, d) replaces the encoder's work
+        encoder_outputs=None,                          # its first value (B, S, d) replaces the encoder's work
         inputs_embeds: Tensor | None = None,           # (B, S, d) in place of pixel_values
         decoder_inputs_embeds: Tensor | None = None,   # (B, N, d) what the decoder starts from: zeros
         output_attentions: bool = False,               # return the attention maps of every layer
         output_hidden_states: bool = False,            # return the states before and after every layer
         return_dict: bool = True,                      # False: a tuple of what is not None
     ) -> DetrModelOutput | tuple:
-        """The states of the queries. `ValueError` unless either `pixel_values` or `inputs_embeds`
-        is given."""
+        """The states of the queries.
+
+        Args:
+            pixel_values (Tensor | None): (B, 3, H, W) normalised
+            pixel_mask (Tensor | None): (B, H, W) 1 where the image is real
+            decoder_attention_mask (Tensor | None): (B, N) 1 for queries that may be looked at
+            encoder_outputs: its first value (B, S, d) replaces the encoder's work
+            inputs_embeds (Tensor | None): (B, S, d) in place of pixel_values
+            decoder_inputs_embeds (Tensor | None): (B, N, d) what the decoder starts from: zeros
+            output_attentions (bool): return the attention maps of every layer. Defaults to False.
+            output_hidden_states (bool): return the states before and after every layer. Defaults to
+                False.
+            return_dict (bool): False: a tuple of what is not None. Defaults to True.
+
+        Raises:
+            ValueError: unless either `pixel_values` or `inputs_embeds` is given.
+        """
         if pixel_values is not None and inputs_embeds is None:
             tokens = image_tokens(self, pixel_values, pixel_mask)[1]
         elif inputs_embeds is not None and pixel_values is None:
@@ -291,13 +428,21 @@ class DetrModel(Pretrained):
 
 # %% ../nbs/15_detector.ipynb #d4b7c235
 def hidden_fields(hidden: DetrModelOutput) -> dict[str, Any]:
-    "What the models with heads hand on of the states below them."
+    """What the models with heads hand on of the states below them.
+
+    Args:
+        hidden (DetrModelOutput)
+    """
     return {
         f.name: getattr(hidden, f.name) for f in fields(hidden) if f.name != "intermediate_hidden_states"
     }
 
 class DetrForObjectDetection(Pretrained):
-    "DETR with its two heads: N queries → N classes and boxes (paper, section 3)."
+    """DETR with its two heads: N queries → N classes and boxes (paper, section 3).
+
+    Args:
+        config (DetrConfig)
+    """
     def __init__(self, config: DetrConfig):
         super().__init__()
         self.config = config
@@ -309,7 +454,11 @@ class DetrForObjectDetection(Pretrained):
 
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        "A detector's checkpoint as it is; of a segmentation checkpoint the detector."
+        """A detector's checkpoint as it is; of a segmentation checkpoint the detector.
+
+        Args:
+            state (dict[str, Tensor])
+        """
         return {k.removeprefix("detr."): v for k, v in state.items() if k.startswith("detr.")} or state
 
     def freeze_backbone(self) -> None:
@@ -323,11 +472,19 @@ class DetrForObjectDetection(Pretrained):
     def loss(
         self,
         predictions: Mapping,              # what `predict_from` returns, and masks where they are learned
-        labels: Sequence[Mapping[str, Tensor]] | PackedTargets,  # B of: class_labels (T,) int64, boxes (T, 4) centre and size in 0…1
+        labels: Sequence[Mapping[str, Tensor]] | PackedTargets,  # B of: class_labels (T,), boxes (T, 4) in 0…1
         criterion: DetrLoss | None = None, # the detector's own
         pairs: Pairs | None = None,        # what the criterion's `match` returns; None: matched here
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        "The weighted sum, and its parts."
+        """The weighted sum, and its parts.
+
+        Args:
+            predictions (Mapping): what `predict_from` returns, and masks where they are learned
+            labels (Sequence[Mapping[str, Tensor]] | PackedTargets): B of: class_labels (T,), boxes
+                (T, 4) in 0…1
+            criterion (DetrLoss | None): the detector's own
+            pairs (Pairs | None): what the criterion's `match` returns; None: matched here
+        """
         parts = (criterion or self.criterion)(predictions, labels, pairs)
         c = self.config
         weights = (
@@ -341,15 +498,30 @@ class DetrForObjectDetection(Pretrained):
         pixel_values: Tensor | None = None,            # (B, 3, H, W) normalised
         pixel_mask: Tensor | None = None,              # (B, H, W) 1 where the image is real
         decoder_attention_mask: Tensor | None = None,  # (B, N) 1 for queries that may be looked at
-        encoder_outputs=None,                          # a tuple or output whose first value (B, S, d) replaces the encoder's work
+        encoder_outputs=None,                          # its first value (B, S, d) replaces the encoder's work
         inputs_embeds: Tensor | None = None,           # (B, S, d) in place of pixel_values
         decoder_inputs_embeds: Tensor | None = None,   # (B, N, d) what the decoder starts from: zeros
-        labels: Sequence[Mapping[str, Tensor]] | None = None,  # B of: class_labels (T,) int64, boxes (T, 4) centre and size in 0…1
+        labels: Sequence[Mapping[str, Tensor]] | None = None,  # B of: class_labels (T,), boxes (T, 4) in 0…1
         output_attentions: bool = False,               # return the attention maps of every layer
         output_hidden_states: bool = False,            # return the states before and after every layer
         return_dict: bool = True,                      # False: a tuple of what is not None
     ) -> DetrObjectDetectionOutput | tuple:
-        "Classes and boxes of every query. With `labels` the loss is computed too."
+        """Classes and boxes of every query. With `labels` the loss is computed too.
+
+        Args:
+            pixel_values (Tensor | None): (B, 3, H, W) normalised
+            pixel_mask (Tensor | None): (B, H, W) 1 where the image is real
+            decoder_attention_mask (Tensor | None): (B, N) 1 for queries that may be looked at
+            encoder_outputs: its first value (B, S, d) replaces the encoder's work
+            inputs_embeds (Tensor | None): (B, S, d) in place of pixel_values
+            decoder_inputs_embeds (Tensor | None): (B, N, d) what the decoder starts from: zeros
+            labels (Sequence[Mapping[str, Tensor]] | None): B of: class_labels (T,), boxes (T, 4) in
+                0…1
+            output_attentions (bool): return the attention maps of every layer. Defaults to False.
+            output_hidden_states (bool): return the states before and after every layer. Defaults to
+                False.
+            return_dict (bool): False: a tuple of what is not None. Defaults to True.
+        """
         hidden = self.model(
             pixel_values, pixel_mask, decoder_attention_mask, encoder_outputs, inputs_embeds,
             decoder_inputs_embeds, output_attentions, output_hidden_states,

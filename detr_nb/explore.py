@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,19 +16,17 @@ import torchvision
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Inspection', 'to_uint8_image', 'normalize_target', 'inspect_image', 'class_name', 'class_bars', 'check_range',
-           'mass_inside', 'matching_costs', 'name_targets', 'cost_bars', 'draw_query', 'in_two_rows', 'draw_pixel',
-           'move_box', 'loss_parts', 'show_costs', 'describe_changes', 'draw_matching', 'Record', 'read_record',
-           'show_distance', 'show_all_boxes', 'draw_training', 'nms_keep_mask', 'count_duplicates', 'show_ranks',
-           'show_counts', 'draw_threshold']
+__all__ = [
+    "Inspection", "inspect_image", "draw_query", "draw_pixel", "draw_matching", "Record",
+    "read_record", "draw_training", "draw_threshold"
+]
 
 # %% ../nbs/50_explore.ipynb #f45f3b17
 from .backbone import halving_stride
 from .boxes import box_cxcywh_to_xyxy, box_iou, box_xyxy_to_cxcywh
 from .config import DetrConfig
 from .data import SceneDetection, detection_target
-from .detector import DetrForObjectDetection, image_tokens, predict_from, transform
-from .evaluation import evaluating
+from .detector import DetrForObjectDetection, evaluating, image_tokens, predict_from, transform
 from .files import ASSETS
 from .losses import DetrLoss
 from .mask_head import DetrForSegmentation
@@ -47,7 +45,19 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, eq=False)
 class Inspection:
     """What a model saw in one image: N queries, C classes, L decoder layers, a map of h × w cells,
-    T targets."""
+    T targets.
+
+    Attributes:
+        image (np.ndarray): (H, W, 3) uint8: the image as it is drawn
+        config (DetrConfig): of the model: names of the categories, weights of costs and losses
+        logits (Tensor): (N, C + 1) the last class is no-object
+        boxes (Tensor): (N, 4) centre and size in 0…1
+        scale (Tensor): (4,) pixels of `image` in 1, for x, y, width and height
+        cell (tuple[float, float]): height and width of a cell in pixels of `image`
+        cross (np.ndarray): (L, heads, N, h, w) what each query looks at
+        encoder (np.ndarray): (encoder layers, heads, h·w, h, w) what each cell looks at
+        target (Any): None, or class_labels (T,), boxes (T, 4) as `boxes`
+    """
     image: np.ndarray              # (H, W, 3) uint8: the image as it is drawn
     config: DetrConfig             # of the model: names of the categories, weights of costs and losses
     logits: Tensor                 # (N, C + 1) the last class is no-object
@@ -56,22 +66,46 @@ class Inspection:
     cell: tuple[float, float]      # height and width of a cell in pixels of `image`
     cross: np.ndarray              # (L, heads, N, h, w) what each query looks at
     encoder: np.ndarray            # (encoder layers, heads, h·w, h, w) what each cell looks at
-    target: dict[str, Tensor] | None = None  # class_labels (T,), boxes (T, 4) as `boxes`
+    target: Any = None             # None, or class_labels (T,), boxes (T, 4) as `boxes`
 
     def corners(self, boxes: Tensor) -> np.ndarray:  # (…, 4) → (…, 4) corners in pixels of `image`
+        """
+        Args:
+            boxes (Tensor)
+
+        Returns:
+            np.ndarray: (…, 4) → (…, 4) corners in pixels of `image`
+        """
         return box_cxcywh_to_xyxy(boxes * self.scale).numpy()
 
     def spread(self, weights: np.ndarray) -> np.ndarray:  # (h, w) → (H, W), each pixel with its cell's value
+        """
+        Args:
+            weights (np.ndarray)
+
+        Returns:
+            np.ndarray: (h, w) → (H, W), each pixel with its cell's value
+        """
         rows, columns = (np.arange(n) + 0.5 for n in self.image.shape[:2])
         return weights[(rows // self.cell[0]).astype(int)[:, None], (columns // self.cell[1]).astype(int)]
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:  # (N,) score and category of every query's likeliest real class
+        """
+        Returns:
+            tuple[np.ndarray, np.ndarray]: (N,) score and category of every query's likeliest real
+                class
+        """
         scores, labels = self.logits.softmax(-1)[:, :-1].max(-1)
         return scores.numpy(), labels.numpy()
 
 # %% ../nbs/50_explore.ipynb #5ec22608
 def to_uint8_image(image, side: int = 256) -> np.ndarray:
-    "An image of any kind as (H, W, 3) uint8, at most `side` pixels high and wide."
+    """An image of any kind as (H, W, 3) uint8, at most `side` pixels high and wide.
+
+    Args:
+        image
+        side (int): Defaults to 256.
+    """
     rgb = to_rgb_tensor(image)
     height, width = rgb.shape[-2:]
     factor = min(1.0, side / max(height, width))
@@ -83,8 +117,20 @@ def normalize_target(
     height: int, width: int,   # of the image, in pixels
     share: Tensor,             # (4,) of the canvas that is image
 ) -> dict[str, Tensor]:        # class_labels (T,), boxes (T, 4)
-    """The truth in the frame in which the model predicts. `ValueError` for a target without
-    annotations."""
+    """The truth in the frame in which the model predicts.
+
+    Args:
+        target (dict): annotations: COCO's own dicts, boxes in pixels
+        height (int): of the image, in pixels
+        width (int): of the image, in pixels
+        share (Tensor): (4,) of the canvas that is image
+
+    Returns:
+        dict[str, Tensor]: class_labels (T,), boxes (T, 4)
+
+    Raises:
+        ValueError: for a target without annotations.
+    """
     if "annotations" not in target:
         wanted = "'annotations', as the datasets of `detr_nb.data` give them"
         raise ValueError(f"target has the keys {sorted(target)}: want {wanted}")
@@ -98,9 +144,16 @@ def inspect_image(
     model: DetrForObjectDetection | DetrForSegmentation,
     processor: DetrImageProcessor,
     image,                      # PIL, numpy or torch
-    target: dict | None = None, # its annotations, where they are known
+    target: Any = None,         # its annotations, where they are known
 ) -> Inspection:
-    "Show an image to a model once, and keep what it did."
+    """Show an image to a model once, and keep what it did.
+
+    Args:
+        model (DetrForObjectDetection | DetrForSegmentation)
+        processor (DetrImageProcessor)
+        image: PIL, numpy or torch
+        target (Any): its annotations, where they are known
+    """
     batch = processor.collate([processor.encode(image)]).to(next(model.parameters()).device)
     detector = model.detr if isinstance(model, DetrForSegmentation) else model
     with evaluating(model):
@@ -127,8 +180,13 @@ def inspect_image(
     return Inspection(shown, model.config, logits, boxes, scale, (height, width), cross, encoder, target)
 
 # %% ../nbs/50_explore.ipynb #fcd80616
-def class_name(category: int, config: DetrConfig) -> str:
-    "The name of a class; that of the last is \"nothing\"."
+def class_name(category: Any, config: DetrConfig) -> str:
+    """The name of a class; that of the last is "nothing".
+
+    Args:
+        category (Any)
+        config (DetrConfig)
+    """
     return (
         "nothing"
         if category == config.num_labels
@@ -141,14 +199,27 @@ def class_bars(
     config: DetrConfig,
     count: int = 7,
 ) -> None:
-    "The likeliest classes in their colours, \"nothing\" in grey."
+    """The likeliest classes in their colours, "nothing" in grey.
+
+    Args:
+        ax
+        probabilities (np.ndarray): (C + 1,)
+        config (DetrConfig)
+        count (int): Defaults to 7.
+    """
     top = np.argsort(-probabilities, kind="stable")[:count].tolist()
     colours = ["0.6" if i == config.num_labels else class_colour(i) for i in top]
     bars(ax, [class_name(i, config) for i in top], probabilities[top], colours, (0, 1), "classes")
 
 # %% ../nbs/50_explore.ipynb #ad47ae85
 def check_range(name: str, value: int, count: int) -> None:
-    "`ValueError` unless `value` is one of 0 … count − 1."
+    """`ValueError` unless `value` is one of 0 … count − 1.
+
+    Args:
+        name (str)
+        value (int)
+        count (int)
+    """
     if not 0 <= value < count or value != int(value):
         raise ValueError(f"{name}={value}: want a whole number, 0 ≤ {name} < {count}")
 
@@ -158,7 +229,14 @@ def mass_inside(
     box: np.ndarray,      # (4,) corners in pixels of `inspection.image`
     margin: float = 1,    # in cells, on every side
 ) -> float:
-    "How much of a map lies in cells whose centre is inside a box."
+    """How much of a map lies in cells whose centre is inside a box.
+
+    Args:
+        inspection (Inspection)
+        weights (np.ndarray): (h, w)
+        box (np.ndarray): (4,) corners in pixels of `inspection.image`
+        margin (float): in cells, on every side. Defaults to 1.
+    """
     (height, width) = inspection.cell
     (rows, columns) = (np.arange(n) + 0.5 for n in weights.shape)
     x0, y0, x1, y1 = box / (width, height, width, height) + np.array([-1, -1, 1, 1]) * margin
@@ -171,7 +249,15 @@ def matching_costs(
     inspection: Inspection,
     boxes: Tensor | None = None,  # (N, 4) in place of the model's own
 ) -> tuple[Tensor, dict[int, int]]:  # (N, T), and query → target
-    "The matching cost of every query for every target, and the matching."
+    """The matching cost of every query for every target, and the matching.
+
+    Args:
+        inspection (Inspection)
+        boxes (Tensor | None): (N, 4) in place of the model's own
+
+    Returns:
+        tuple[Tensor, dict[int, int]]: (N, T), and query → target
+    """
     if inspection.target is None:
         raise ValueError(
             "inspection has no target: want inspect_image(model, processor, image, target) with the "
@@ -186,13 +272,24 @@ def matching_costs(
     return cost, dict(zip(queries.tolist(), targets.tolist()))
 
 def name_targets(inspection: Inspection) -> list[str]:
-    "What each target is called."
+    """What each target is called.
+
+    Args:
+        inspection (Inspection)
+    """
     return [class_name(label, inspection.config) for label in inspection.target["class_labels"].tolist()]
 
 # %% ../nbs/50_explore.ipynb #ea3a830c
 def cost_bars(ax, inspection: Inspection, query: int, count: int = 8) -> str:
     """What a query costs for the targets that suit it best, its own in orange. Returns this in
-    words."""
+    words.
+
+    Args:
+        ax
+        inspection (Inspection)
+        query (int)
+        count (int): Defaults to 8.
+    """
     if inspection.target is None or not len(inspection.target["class_labels"]): return ""
     cost, matched = matching_costs(inspection)
     row = cost[query].numpy()
@@ -213,7 +310,13 @@ def draw_query(
     query: int,  # 0 … N − 1
     layer: int,  # of the decoder, whose attention is shown over the image
 ) -> Figure:
-    "Where a query looks, what it says, and what it would cost."
+    """Where a query looks, what it says, and what it would cost.
+
+    Args:
+        inspection (Inspection)
+        query (int): 0 … N − 1
+        layer (int): of the decoder, whose attention is shown over the image
+    """
     check_range("query", query, len(inspection.logits))
     check_range("layer", layer, len(inspection.cross))
     figure, (place, tiles, classes, row) = panels((0.1, 2.3), (2.5, 4.7), (5.6, 6.9), (7.8, 9.1))
@@ -242,7 +345,14 @@ def draw_query(
 def in_two_rows(
     maps: np.ndarray,  # (heads, h, w)
 ) -> np.ndarray:       # (2, half of the heads, h, w)
-    "The maps of all heads in two rows; an empty one at the end where their number is odd."
+    """The maps of all heads in two rows; an empty one at the end where their number is odd.
+
+    Args:
+        maps (np.ndarray): (heads, h, w)
+
+    Returns:
+        np.ndarray: (2, half of the heads, h, w)
+    """
     return np.pad(maps, ((0, len(maps) % 2), (0, 0), (0, 0))).reshape(2, -1, *maps.shape[1:])
 
 # %% ../nbs/50_explore.ipynb #58bb53fe
@@ -252,7 +362,14 @@ def draw_pixel(
     y: int,         # and from the top
     layer: int = 0, # of the encoder
 ) -> Figure:
-    "What the cell under a pixel attends to, in the mean and in each head."
+    """What the cell under a pixel attends to, in the mean and in each head.
+
+    Args:
+        inspection (Inspection)
+        x (int): pixels of `inspection.image` from the left
+        y (int): and from the top
+        layer (int): of the encoder. Defaults to 0.
+    """
     height, width = inspection.image.shape[:2]
     for name, value, count in (
         ("x", x, width), ("y", y, height), ("layer", layer, len(inspection.encoder)),
@@ -286,7 +403,18 @@ def move_box(
     right: float, down: float,  # pixels of `inspection.image`
     size: float = 1,            # factor of width and height
 ) -> Tensor:                    # (N, 4)
-    "All predicted boxes, one of them moved."
+    """All predicted boxes, one of them moved.
+
+    Args:
+        inspection (Inspection)
+        query (int)
+        right (float): pixels of `inspection.image`
+        down (float): pixels of `inspection.image`
+        size (float): factor of width and height. Defaults to 1.
+
+    Returns:
+        Tensor: (N, 4)
+    """
     boxes = inspection.boxes.clone()
     boxes[query, :2] += torch.tensor([right, down]) / inspection.scale[:2]
     boxes[query, 2:] *= size
@@ -297,7 +425,12 @@ def loss_parts(
     inspection: Inspection,
     boxes: Tensor,  # (N, 4) in place of the model's own
 ) -> dict[str, float]:
-    "The parts of the loss, weighted as they are summed."
+    """The parts of the loss, weighted as they are summed.
+
+    Args:
+        inspection (Inspection)
+        boxes (Tensor): (N, 4) in place of the model's own
+    """
     c = inspection.config
     criterion = DetrLoss(
         HungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost), c.num_labels, c.eos_coefficient
@@ -311,7 +444,15 @@ def loss_parts(
 
 # %% ../nbs/50_explore.ipynb #4b125032
 def show_costs(ax, cost: Tensor, matched: Mapping[int, int], query: int, names: Sequence[str]) -> None:
-    "The cost matrix, its matching as rings, and one row marked; nothing where there is no target."
+    """The cost matrix, its matching as rings, and one row marked; nothing where there is no target.
+
+    Args:
+        ax
+        cost (Tensor)
+        matched (Mapping[int, int])
+        query (int)
+        names (Sequence[str])
+    """
     if not len(names): return
     ax.imshow(cost.numpy(), cmap="viridis", aspect="auto")
     ax.scatter(
@@ -326,7 +467,13 @@ def describe_changes(
     before: Mapping[int, int], after: Mapping[int, int],  # query → target
     names: Sequence[str],
 ) -> str:
-    "Which targets got another query, in words."
+    """Which targets got another query, in words.
+
+    Args:
+        before (Mapping[int, int]): query → target
+        after (Mapping[int, int]): query → target
+        names (Sequence[str])
+    """
     old, new = ({t: q for q, t in matched.items()} for matched in (before, after))
     changed = [
         f"{names[t]} goes from query {old[t]} to query {new[t]}"
@@ -340,7 +487,15 @@ def draw_matching(
     inspection: Inspection,
     query: int, right: float = 0, down: float = 0, size: float = 1,  # as for `move_box`
 ) -> Figure:
-    "The matching, and the loss, after the box of one query has been moved."
+    """The matching, and the loss, after the box of one query has been moved.
+
+    Args:
+        inspection (Inspection)
+        query (int): as for `move_box`
+        right (float): as for `move_box`. Defaults to 0.
+        down (float): as for `move_box`. Defaults to 0.
+        size (float): as for `move_box`. Defaults to 1.
+    """
     check_range("query", query, len(inspection.logits))
     (_, before) = matching_costs(inspection)
     own = loss_parts(inspection, inspection.boxes)
@@ -377,7 +532,16 @@ def draw_matching(
 # %% ../nbs/50_explore.ipynb #f5fb5ae5
 @dataclass(frozen=True, eq=False)
 class Record:
-    "What `detr_nb.training.Recorder` kept: M moments, P images, N queries."
+    """What `detr_nb.training.Recorder` kept: M moments, P images, N queries.
+
+    Attributes:
+        images (Sequence[np.ndarray]): P of (H, W, 3) uint8
+        config (DetrConfig): of the model: names of the categories
+        step (np.ndarray): (M,)
+        boxes (np.ndarray): (M, P, N, 4) centre and size in 0…1
+        probabilities (np.ndarray): (M, P, N, C + 1) in 0…1
+        attention (np.ndarray): (M, P, N, h, w) over its maximum
+    """
     images: Sequence[np.ndarray]  # P of (H, W, 3) uint8
     config: DetrConfig            # of the model: names of the categories
     step: np.ndarray              # (M,)
@@ -386,6 +550,10 @@ class Record:
     attention: np.ndarray         # (M, P, N, h, w) over its maximum
 
     def said(self) -> np.ndarray:  # (M, P, N) the likeliest class, "nothing" among them
+        """
+        Returns:
+            np.ndarray: (M, P, N) the likeliest class, "nothing" among them
+        """
         return self.probabilities.argmax(-1)
 
 # %% ../nbs/50_explore.ipynb #29105d5f
@@ -394,7 +562,17 @@ def read_record(
     images: Sequence | None = None,         # the images that were recorded; None: the scenes of the embedded record
     config: DetrConfig | None = None,       # of the model that was trained; None: the embedded one's
 ) -> Record:
-    "A training record and its images. `ValueError` where their numbers differ."
+    """A training record and its images.
+
+    Args:
+        path (str | os.PathLike): Defaults to ASSETS / "scenes" / "record.npz".
+        images (Sequence | None): the images that were recorded; None: the scenes of the embedded
+            record
+        config (DetrConfig | None): of the model that was trained; None: the embedded one's
+
+    Raises:
+        ValueError: where their numbers differ.
+    """
     if images is None:
         images = [image for image, _ in (SceneDetection(16, seed=4, split="val")[i] for i in range(16))]
     with np.load(path) as file:
@@ -414,7 +592,14 @@ def read_record(
 # %% ../nbs/50_explore.ipynb #e2ee116a
 def show_distance(ax, record: Record, moment: int, query: int) -> float:
     """L1 distance between a query's boxes and its last ones, mean over the images, as a line;
-    returns it for this moment."""
+    returns it for this moment.
+
+    Args:
+        ax
+        record (Record)
+        moment (int)
+        query (int)
+    """
     distance = np.abs(record.boxes[:, :, query] - record.boxes[-1, :, query]).sum(-1).mean(1)
     ax.plot(record.step / 1000, distance, "o-", ms=3, color="#0072B2")
     ax.axvline(record.step[moment] / 1000, color="#D55E00", lw=1)
@@ -424,7 +609,14 @@ def show_distance(ax, record: Record, moment: int, query: int) -> float:
     return float(distance[moment])
 
 def show_all_boxes(ax, record: Record, moment: int, query: int) -> None:
-    "A query's boxes in all images, in the colour of what it says; grey where that is nothing."
+    """A query's boxes in all images, in the colour of what it says; grey where that is nothing.
+
+    Args:
+        ax
+        record (Record)
+        moment (int)
+        query (int)
+    """
     for (x, y, w, h), said in zip(record.boxes[moment, :, query], record.said()[moment, :, query]):
         colour = "0.75" if said == record.config.num_labels else class_colour(int(said))
         ax.plot(
@@ -441,9 +633,16 @@ def draw_training(
     query: int,        # 0 … N − 1
     image: int = 0,  # 0 … P − 1
 ) -> Figure:
-    "A query at one moment of its training."
+    """A query at one moment of its training.
+
+    Args:
+        record (Record)
+        moment (int): 0 … M − 1
+        query (int): 0 … N − 1
+        image (int): 0 … P − 1. Defaults to 0.
+    """
     for name, value, count in zip(
-        ("moment", "picture", "query"), (moment, image, query), record.boxes.shape
+        ("moment", "image", "query"), (moment, image, query), record.boxes.shape
     ):
         check_range(name, value, count)
     figure, (place, classes, everywhere, course) = panels((0.1, 2.3), (3.1, 4.4), (4.7, 6.9), (7.4, 9.1))
@@ -470,7 +669,15 @@ def draw_training(
 
 # %% ../nbs/50_explore.ipynb #17f8c6bf
 def nms_keep_mask(inspection: Inspection, overlap: float = 0.5) -> np.ndarray:  # (N,) bool
-    "Which queries non-maximum suppression would keep, class by class."
+    """Which queries non-maximum suppression would keep, class by class.
+
+    Args:
+        inspection (Inspection)
+        overlap (float): Defaults to 0.5.
+
+    Returns:
+        np.ndarray: (N,) bool
+    """
     scores, labels = (torch.from_numpy(values) for values in inspection.best())
     kept = torchvision.ops.batched_nms(
         torch.from_numpy(inspection.corners(inspection.boxes)), scores, labels, overlap
@@ -478,7 +685,13 @@ def nms_keep_mask(inspection: Inspection, overlap: float = 0.5) -> np.ndarray:  
     return np.isin(np.arange(len(scores)), kept.numpy())
 
 def count_duplicates(inspection: Inspection, threshold: float, overlap: float = 0.5) -> int:
-    "How many pairs of boxes above a threshold have one class and overlap by more than `overlap`."
+    """How many pairs of boxes above a threshold have one class and overlap by more than `overlap`.
+
+    Args:
+        inspection (Inspection)
+        threshold (float)
+        overlap (float): Defaults to 0.5.
+    """
     scores, labels = inspection.best()
     kept = scores > threshold
     corners = torch.from_numpy(inspection.corners(inspection.boxes)[kept])
@@ -487,13 +700,25 @@ def count_duplicates(inspection: Inspection, threshold: float, overlap: float = 
 
 # %% ../nbs/50_explore.ipynb #13c044a5
 def show_ranks(ax, scores: np.ndarray, labels: np.ndarray) -> None:
-    "Scores as bars in the colours of their classes."
+    """Scores as bars in the colours of their classes.
+
+    Args:
+        ax
+        scores (np.ndarray)
+        labels (np.ndarray)
+    """
     ax.bar(range(len(scores)), scores, color=[class_colour(int(label)) for label in labels], width=1)
     show_axis(ax, ylim=(0, 1))
     set_title(ax, "scores, best first")
 
 def show_counts(ax, scores: np.ndarray, nms: np.ndarray) -> None:
-    "How many queries each threshold keeps, with and without non-maximum suppression."
+    """How many queries each threshold keeps, with and without non-maximum suppression.
+
+    Args:
+        ax
+        scores (np.ndarray)
+        nms (np.ndarray)
+    """
     thresholds = np.linspace(0, 1, 201)
     for some, style, colour in ((scores, "-", "#0072B2"), (scores[nms], "--", "black")):
         ax.step(thresholds, (some[:, None] > thresholds).sum(0), style, color=colour, where="post")
@@ -505,7 +730,12 @@ def draw_threshold(
     inspection: Inspection,
     threshold: float,  # in 0…1: scores strictly above are kept
 ) -> Figure:
-    "What a threshold keeps, and whether non-maximum suppression would change it."
+    """What a threshold keeps, and whether non-maximum suppression would change it.
+
+    Args:
+        inspection (Inspection)
+        threshold (float): in 0…1: scores strictly above are kept
+    """
     if not 0 <= threshold <= 1: raise ValueError(f"threshold={threshold}: want 0 ≤ threshold ≤ 1")
     figure, (place, ranks, counts) = panels((0.1, 2.4), (2.9, 5.6), (6.2, 9.0))
     scores, labels = inspection.best()

@@ -17,7 +17,9 @@ import numpy as np
 from PIL import Image
 
 # %% auto #0
-__all__ = ['ASSETS', 'EMBEDDED', 'atomic', 'write_json', 'read_json', 'to_rgb', 'read_image', 'find_file']
+__all__ = [
+    "ASSETS", "EMBEDDED", "atomic", "write_json", "read_json", "to_rgb", "read_image", "find_file"
+]
 
 # %% ../nbs/91_files.ipynb #8940894c
 @contextmanager
@@ -25,7 +27,14 @@ def atomic(
     path: str | os.PathLike,
 ) -> Iterator[Path]:  # a temporary file in the same folder: write to this one
     """Write a file whole or not at all: the temporary file is moved to `path` when the block ends,
-    and removed if it fails."""
+    and removed if it fails.
+
+    Args:
+        path (str | os.PathLike)
+
+    Returns:
+        Iterator[Path]: a temporary file in the same folder: write to this one
+    """
     path = Path(path)
     part = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
@@ -40,15 +49,28 @@ def write_json(
     path: str | os.PathLike,
     pretty: bool = False,  # for people to read: indented, keys in order
 ) -> None:
-    "Write a JSON file, whole or not at all."
-    layout = dict(indent=2, sort_keys=True) if pretty else dict(separators=(",", ":"))
+    """Write a JSON file, whole or not at all.
+
+    Args:
+        value (Any)
+        path (str | os.PathLike)
+        pretty (bool): for people to read: indented, keys in order. Defaults to False.
+    """
+    layout: dict[str, Any] = dict(indent=2, sort_keys=True) if pretty else dict(separators=(",", ":"))
     with atomic(path) as part:
         part.write_text(json.dumps(value, ensure_ascii=False, **layout) + "\n", encoding="utf-8")
 
 def read_json(
     path: str | os.PathLike,
 ) -> dict:
-    "The object in a JSON file. `ValueError` names the file if it holds anything else."
+    """The object in a JSON file.
+
+    Args:
+        path (str | os.PathLike)
+
+    Raises:
+        ValueError: names the file if it holds anything else.
+    """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -62,7 +84,17 @@ def to_rgb(
     image: Image.Image,  # of any mode
 ) -> Image.Image:        # mode RGB
     """Three channels of eight bits. Grey is repeated, transparency dropped, sixteen bits are scaled
-    to eight. `ValueError` for floating point pixels, whose range nobody knows."""
+    to eight.
+
+    Args:
+        image (Image.Image): of any mode
+
+    Returns:
+        Image.Image: mode RGB
+
+    Raises:
+        ValueError: for floating point pixels, whose range nobody knows.
+    """
     if image.mode == "F":
         raise ValueError("an image of floating point pixels (mode F): want one of whole numbers")
     if image.mode.startswith("I"):
@@ -74,8 +106,19 @@ def read_image(
     path: str | os.PathLike,
     convert: Callable[[Image.Image], Image.Image] = to_rgb,
 ) -> Image.Image:  # mode RGB
-    """An image file. `OSError` names one that is cut short or is no image, `ValueError` one that
-    cannot be converted."""
+    """An image file.
+
+    Args:
+        path (str | os.PathLike)
+        convert (Callable[[Image.Image], Image.Image]): Defaults to to_rgb.
+
+    Returns:
+        Image.Image: mode RGB
+
+    Raises:
+        OSError: names one that is cut short or is no image.
+        ValueError: one that cannot be converted.
+    """
     try:
         with Image.open(path) as file:
             return convert(file)
@@ -127,7 +170,17 @@ def find_file(
     local_files_only: bool = False, # hub: only what was fetched before
 ) -> Path:
     """Where a file of a checkpoint lies on this machine, fetched from the hub if need be.
-    `FileNotFoundError` names what was looked for and where."""
+
+    Args:
+        name (str | os.PathLike): a folder, a hub name, or an embedded model ("scenes")
+        filename (str): the first that is there is taken
+        *others (str): the first that is there is taken
+        revision (str | None): hub: branch, tag or commit
+        local_files_only (bool): hub: only what was fetched before. Defaults to False.
+
+    Raises:
+        FileNotFoundError: names what was looked for and where.
+    """
     filenames = filename, *others
     folder = ASSETS / name if name in EMBEDDED else Path(name)  # a folder of that name is "./scenes"
     if folder.is_dir():

@@ -17,23 +17,54 @@ from .mask_losses import mask_losses, stack_masks
 from .matcher import HungarianMatcher, PackedTargets, at_least_float32, pack_targets
 
 # %% auto #0
-__all__ = ['LOSSES', 'mean_over_processes', 'Pairs', 'join_pairs', 'class_loss', 'box_losses', 'cardinality_error',
-           'matched_mask_losses', 'stack_layers', 'DetrLoss', 'weighted_sum']
+__all__ = [
+    "LOSSES", "stack_layers", "DetrLoss", "weighted_sum"
+]
 
 # %% ../nbs/14_losses.ipynb #4aa20864
 def mean_over_processes(
     total: Tensor,  # what this process has
 ) -> Tensor:        # what a process has on average
     """A divisor for losses that are averaged over processes: with it, N processes give the loss
-    that one would give for all their images."""
+    that one would give for all their images.
+
+    Args:
+        total (Tensor): what this process has
+
+    Returns:
+        Tensor: what a process has on average
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return total
     total = total.clone()
     torch.distributed.all_reduce(total)
     return total / torch.distributed.get_world_size()
 
+def gather_objects(value) -> list:
+    """The value of every process, in order of rank; a list of one without other processes.
+
+    Args:
+        value
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+def rank_and_world() -> tuple[int, int]:
+    "The number of this process, and how many there are: 0 and 1 without others."
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
 # %% ../nbs/14_losses.ipynb #72c6a880
 class Pairs(NamedTuple):
-    "All matched pairs of a batch, layer by layer: M of them."
+    """All matched pairs of a batch, layer by layer: M of them.
+
+    Attributes:
+        layer (Tensor): (M,) decoder layer
+        image (Tensor): (M,) place in the batch
+        query (Tensor): (M,)
+        target (Tensor): (M,) place among the targets of the image
+    """
     layer: Tensor    # (M,) decoder layer
     image: Tensor    # (M,) place in the batch
     query: Tensor    # (M,)
@@ -44,7 +75,13 @@ def join_pairs(
     num_images: int,                           # B
     device: torch.device | None = None,
 ) -> Pairs:
-    "The matching of every layer and image as four columns."
+    """The matching of every layer and image as four columns.
+
+    Args:
+        matched (Sequence[tuple[Tensor, Tensor]]): what `match_layers` returns: L·B pairs of indices
+        num_images (int): B
+        device (torch.device | None)
+    """
     where = torch.arange(len(matched)).repeat_interleave(torch.tensor([len(query) for query, _ in matched]))
     query, target = (torch.cat(indices) for indices in zip(*matched))
     columns = where // num_images, where % num_images, query, target
@@ -58,7 +95,17 @@ def class_loss(
     class_weight: Tensor,  # (C + 1,)
 ) -> Tensor:               # (L,)
     """Cross-entropy of every query, weighted by its class, over the sum of weights. A query without
-    a partner should say no-object."""
+    a partner should say no-object.
+
+    Args:
+        logits (Tensor): (L, B, N, C + 1)
+        labels (Tensor): (B, T) int64
+        pairs (Pairs)
+        class_weight (Tensor): (C + 1,)
+
+    Returns:
+        Tensor: (L,)
+    """
     wanted = torch.full(logits.shape[:3], logits.shape[-1] - 1, device=logits.device)
     wanted[pairs.layer, pairs.image, pairs.query] = labels[pairs.image, pairs.target]
     weight = class_weight[wanted].flatten(1)
@@ -74,7 +121,17 @@ def box_losses(
     pairs: Pairs,
     num_boxes: Tensor,
 ) -> tuple[Tensor, Tensor]:  # (L,) each
-    "L1 distance and 1 − GIoU of the matched pairs, summed and divided by `num_boxes`."
+    """L1 distance and 1 − GIoU of the matched pairs, summed and divided by `num_boxes`.
+
+    Args:
+        boxes (Tensor): (L, B, N, 4) centre and size in 0…1
+        true_boxes (Tensor): (B, T, 4)
+        pairs (Pairs)
+        num_boxes (Tensor)
+
+    Returns:
+        tuple[Tensor, Tensor]: (L,) each
+    """
     mine = boxes[pairs.layer, pairs.image, pairs.query]
     true = true_boxes.to(boxes)[pairs.image, pairs.target]
     distance = l1_loss(mine, true, reduction="none").sum(-1)
@@ -91,7 +148,15 @@ def cardinality_error(
     logits: Tensor,         # (L, B, N, C + 1)
     counts: Sequence[int],  # number of targets of each of the B images
 ) -> Tensor:                # (L,)
-    "How far the number of queries that say something is from the number of objects."
+    """How far the number of queries that say something is from the number of objects.
+
+    Args:
+        logits (Tensor): (L, B, N, C + 1)
+        counts (Sequence[int]): number of targets of each of the B images
+
+    Returns:
+        Tensor: (L,)
+    """
     # as `argmax`, several times faster
     found = (logits[..., :-1].amax(-1) >= logits[..., -1]).sum(-1).float()
     return (found - torch.tensor(counts, device=logits.device).float()).abs().mean(1)
@@ -103,8 +168,18 @@ def matched_mask_losses(
     pairs: Pairs,            # M of the last layer
     num_boxes: Tensor,
 ) -> dict[str, Tensor]:
-    """Focal and dice loss of the last layer's matched pairs. `ValueError` where masks are missing
-    or too few."""
+    """Focal and dice loss of the last layer's matched pairs.
+
+    Args:
+        outputs (Mapping): `pred_masks` (B, N, h, w), or `matched_masks` (M, h, w) in the order of
+            the pairs
+        targets (PackedTargets)
+        pairs (Pairs): M of the last layer
+        num_boxes (Tensor)
+
+    Raises:
+        ValueError: where masks are missing or too few.
+    """
     for i, (mask, count) in enumerate(zip(targets.masks, targets.counts)):
         if mask is None:
             raise ValueError(f"labels[{i}] has no 'masks': want them too, of shape ({count}, H, W)")
@@ -129,15 +204,32 @@ LOSSES = "labels", "boxes", "cardinality", "masks"
 def stack_layers(
     outputs: Mapping,         # logits (B, N, C + 1), pred_boxes (B, N, 4), auxiliary_outputs: such mappings
 ) -> tuple[Tensor, Tensor]:   # (L, B, N, C + 1) and (L, B, N, 4)
-    "Logits and boxes of all layers, the last at the end, in float32 at least."
+    """Logits and boxes of all layers, the last at the end, in float32 at least.
+
+    Args:
+        outputs (Mapping): logits (B, N, C + 1), pred_boxes (B, N, 4), auxiliary_outputs: such
+            mappings
+
+    Returns:
+        tuple[Tensor, Tensor]: (L, B, N, C + 1) and (L, B, N, 4)
+    """
     layers = [*(outputs.get("auxiliary_outputs") or ()), outputs]
     logits, boxes = (torch.stack([layer[key] for layer in layers]) for key in ("logits", "pred_boxes"))
     return at_least_float32(logits), at_least_float32(boxes)
 
 class DetrLoss(nn.Module):
     """The set prediction loss (paper, section 3.1): matching, then what is asked for, for the last
-    layer and every auxiliary one; masks for the last alone. `ValueError` for the name of an
-    unknown loss."""
+    layer and every auxiliary one; masks for the last alone.
+
+    Args:
+        matcher (HungarianMatcher)
+        num_classes (int): C: the largest category id + 1, without no-object
+        eos_coef (float): weight of the no-object class. Defaults to 0.1.
+        losses (Sequence[str]): of `LOSSES`. Defaults to LOSSES[:3].
+
+    Raises:
+        ValueError: for the name of an unknown loss.
+    """
     def __init__(
         self,
         matcher: HungarianMatcher,
@@ -163,20 +255,35 @@ class DetrLoss(nn.Module):
         outputs: Mapping,                                         # as for `forward`
         targets: Sequence[Mapping[str, Tensor]] | PackedTargets,  # as for `forward`
     ) -> Pairs:
-        "The matching of every layer, on the predictions' device."
+        """The matching of every layer, on the predictions' device.
+
+        Args:
+            outputs (Mapping): as for `forward`
+            targets (Sequence[Mapping[str, Tensor]] | PackedTargets): as for `forward`
+        """
         logits, boxes = stack_layers(outputs)
         return join_pairs(self.matcher.match_layers(logits, boxes, targets), logits.shape[1], logits.device)
 
     def forward(
         self,
-        outputs: Mapping,            # logits (B, N, C + 1), pred_boxes (B, N, 4), auxiliary_outputs: such mappings; and masks
-        targets: Sequence[Mapping[str, Tensor]] | PackedTargets,  # B of: class_labels (T,), boxes (T, 4) in 0…1, masks (T, H, W)
+        outputs: Mapping,            # logits (B, N, C + 1), pred_boxes (B, N, 4), auxiliary_outputs, masks
+        targets: Sequence[Mapping[str, Tensor]] | PackedTargets,  # B of: class_labels, boxes, masks
         pairs: Pairs | None = None,  # what `match` returns; None: matched here
     ) -> dict[str, Tensor]:
         """`loss_ce`, `loss_bbox`, `loss_giou`, `cardinality_error`, the same with `_0`, `_1` … for
         auxiliary layers, and `loss_mask`, `loss_dice`. Computed in float32 at least. Boxes are
         centre and size. Masks are `pred_masks` (B, N, h, w), or `matched_masks` (M, h, w) of the
-        last layer's pairs. `ValueError` for outputs of another number of classes."""
+        last layer's pairs.
+
+        Args:
+            outputs (Mapping): logits (B, N, C + 1), pred_boxes (B, N, 4), auxiliary_outputs, masks
+            targets (Sequence[Mapping[str, Tensor]] | PackedTargets): B of: class_labels, boxes,
+                masks
+            pairs (Pairs | None): what `match` returns; None: matched here
+
+        Raises:
+            ValueError: for outputs of another number of classes.
+        """
         logits, boxes = stack_layers(outputs)
         if logits.shape[-1] != self.num_classes + 1:
             raise ValueError(
@@ -208,7 +315,18 @@ def weighted_sum(
     bbox: float = 5, giou: float = 2, mask: float = 1, dice: float = 1,
 ) -> Tensor:                       # scalar
     """The one number that is minimised; auxiliary layers weigh as much as the last. The cardinality
-    error is only watched."""
+    error is only watched.
+
+    Args:
+        losses (Mapping[str, Tensor]): what `DetrLoss` returns
+        bbox (float): Defaults to 5.
+        giou (float): Defaults to 2.
+        mask (float): Defaults to 1.
+        dice (float): Defaults to 1.
+
+    Returns:
+        Tensor: scalar
+    """
     weights = {"loss_ce": 1, "loss_bbox": bbox, "loss_giou": giou, "loss_mask": mask, "loss_dice": dice}
     # without the number of an auxiliary layer
     kinds = {name: "_".join(name.split("_")[:2]) for name in losses}

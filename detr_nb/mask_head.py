@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 from .checkpoints import Pretrained
 from .config import DetrConfig
 from detr_nb.detector import (
-    DetrForObjectDetection, Output, Tokens, hidden_fields, image_tokens, learned_states, predict_from,
+    _GIVEN, DetrForObjectDetection, Output, Tokens, hidden_fields, image_tokens, learned_states, predict_from,
     transform,
 )
 from .losses import LOSSES, DetrLoss
@@ -27,13 +27,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # %% auto #0
-__all__ = ['OUTSIDE', 'MaskAttention', 'channels_last', 'MaskHead', 'pad_to_canvas', 'crop_padding', 'draw_masks',
-           'DetrSegmentationOutput', 'DetrForSegmentation', 'scale_attention_weights']
+__all__ = [
+    "MaskAttention", "MaskHead", "draw_masks", "DetrSegmentationOutput", "DetrForSegmentation",
+    "scale_attention_weights"
+]
 
 # %% ../nbs/21_mask_head.ipynb #b694f5f2
 class MaskAttention(nn.Module):
     """Where each query looks: one attention map a head, and no values. The softmax runs over heads
-    and pixels together (the original's `MHAttentionMap`)."""
+    and pixels together (the original's `MHAttentionMap`).
+
+    Args:
+        d_model (int)
+        num_heads (int)
+    """
     def __init__(self, d_model: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
@@ -48,6 +55,15 @@ class MaskAttention(nn.Module):
         memory: Tensor,   # (d, h, w) the encoder's tokens, as a grid
         mask: Tensor,     # (h, w) True where the image is real
     ) -> Tensor:          # (N, heads, h, w); each query's sum to 1
+        """
+        Args:
+            queries (Tensor): (N, d) the decoder's last states for one image
+            memory (Tensor): (d, h, w) the encoder's tokens, as a grid
+            mask (Tensor): (h, w) True where the image is real
+
+        Returns:
+            Tensor: (N, heads, h, w); each query's sum to 1
+        """
         split = (self.num_heads, -1)
         q = self.q_linear(queries).unflatten(-1, split).transpose(0, 1)            # (heads, N, d/heads)
         k = self.k_linear(memory.flatten(1).T).unflatten(-1, split).transpose(0, 1) # (heads, h·w, d/heads)
@@ -57,14 +73,28 @@ class MaskAttention(nn.Module):
 
 # %% ../nbs/21_mask_head.ipynb #a11602e0
 def channels_last(x: Tensor) -> Tensor:
-    "The same numbers, stored channels last."
+    """The same numbers, stored channels last.
+
+    Args:
+        x (Tensor)
+    """
     return x.contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/21_mask_head.ipynb #0e07b19a
 class MaskHead(nn.Module):
     """From attention maps to masks (the original's `MaskHeadSmallConv`): two convolutions at the
-    maps' resolution, then three steps up a pyramid of features. What all queries of an image
-    share is computed once. `ValueError` for a width that group norm cannot divide."""
+    maps' resolution, then three steps up a pyramid of features. What all queries of an image share
+    is computed once.
+
+    Args:
+        d_model (int)
+        num_heads (int)
+        pyramid_channels (Sequence[int]): of three feature maps, coarse to fine
+        activation (str): Defaults to "relu".
+
+    Raises:
+        ValueError: for a width that group norm cannot divide.
+    """
     def __init__(
         self,
         d_model: int, num_heads: int,
@@ -98,12 +128,22 @@ class MaskHead(nn.Module):
         maps: Tensor,               # (N, heads, h, w) attention of the queries whose masks are wanted
         pyramid: Sequence[Tensor],  # three of (C, H, W), coarse to fine
     ) -> Tensor:                    # (N, H, W) logits, at the finest resolution
-        shared, own = self.lay1.weight.split([len(features), maps.shape[1]], dim=1)
+        """
+        Args:
+            features (Tensor): (d, h, w) one image's last feature map, at width d
+            maps (Tensor): (N, heads, h, w) attention of the queries whose masks are wanted
+            pyramid (Sequence[Tensor]): three of (C, H, W), coarse to fine
+
+        Returns:
+            Tensor: (N, H, W) logits, at the finest resolution
+        """
+        parts: Any = self  # its layers were added by name
+        shared, own = parts.lay1.weight.split([len(features), maps.shape[1]], dim=1)
         x = conv2d(channels_last(maps), own, padding=1) + conv2d(
-            features[None], shared, self.lay1.bias, padding=1
+            features[None], shared, parts.lay1.bias, padding=1
         )
-        x = self.activation(self.gn1(x))
-        x = self.activation(self.gn2(self.lay2(x)))
+        x = self.activation(parts.gn1(x))
+        x = self.activation(parts.gn2(parts.lay2(x)))
         for i, level in enumerate(pyramid, start=1):
             adapter, layer, norm = (
                 self.get_submodule(name) for name in (f"adapter{i}", f"lay{i + 2}", f"gn{i + 2}")
@@ -120,7 +160,16 @@ def pad_to_canvas(
     height: int, width: int,
 ) -> Tensor:        # (K, height, width)
     """Masks with `OUTSIDE` around them; one more row and column first, so that enlarging does not
-    mix it in at the image's edge."""
+    mix it in at the image's edge.
+
+    Args:
+        masks (Tensor): (K, h, w) logits of the image's part
+        height (int)
+        width (int)
+
+    Returns:
+        Tensor: (K, height, width)
+    """
     right, below = width - masks.shape[2], height - masks.shape[1]
     if not right and not below: return masks
     masks = pad(masks[None], (0, min(1, right), 0, min(1, below)), mode="replicate")[0]
@@ -130,20 +179,37 @@ def crop_padding(
     level: Tensor,  # (C, h, w)
     real: Tensor,   # (h, w) True where the image is, from the top left corner on
 ) -> tuple[Tensor, Tensor]:
-    "The image's part of a feature map, and of its mask."
+    """The image's part of a feature map, and of its mask.
+
+    Args:
+        level (Tensor): (C, h, w)
+        real (Tensor): (h, w) True where the image is, from the top left corner on
+    """
     rows, columns = int(real[:, 0].sum()), int(real[0].sum())
     return level[:, :rows, :columns], real[:rows, :columns]
 
 # %% ../nbs/21_mask_head.ipynb #6e10e635
 def draw_masks(
     model: DetrForSegmentation,                 # or whatever has its `mask_head`, `bbox_attention` and `config`
-    features: Sequence[tuple[Tensor, Tensor]],  # the backbone's maps (B, C, h, w) and their masks (B, h, w), fine to coarse
+    features: Sequence[tuple[Tensor, Tensor]],  # maps (B, C, h, w) and their masks (B, h, w), fine to coarse
     tokens: Tokens,
     memory: Tensor,                             # (B, S, d) the encoder's tokens
-    queries: Sequence[Tensor],                  # B of (K, d): states of the queries whose masks are wanted, any number an image
+    queries: Sequence[Tensor],                  # B of (K, d): states of the queries whose masks are wanted
 ) -> list[Tensor]:                              # B of (K, h, w) logits
     """Masks, image by image: what an image's queries share is done once, and no mask is drawn that
-    was not asked for."""
+    was not asked for.
+
+    Args:
+        model (DetrForSegmentation): or whatever has its `mask_head`, `bbox_attention` and `config`
+        features (Sequence[tuple[Tensor, Tensor]]): maps (B, C, h, w) and their masks (B, h, w),
+            fine to coarse
+        tokens (Tokens)
+        memory (Tensor): (B, S, d) the encoder's tokens
+        queries (Sequence[Tensor]): B of (K, d): states of the queries whose masks are wanted
+
+    Returns:
+        list[Tensor]: B of (K, h, w) logits
+    """
     last, mask = features[-1]
     grids = [x.mT.unflatten(2, last.shape[-2:]) for x in (tokens.features, memory)]
     levels = [(grid, mask) for grid in grids] + list(features[-2:-5:-1])
@@ -165,27 +231,47 @@ def draw_masks(
 # %% ../nbs/21_mask_head.ipynb #0de9175f
 @dataclass(repr=False, eq=False)
 class DetrSegmentationOutput(Output):
-    "What `DetrForSegmentation` returns."
+    """What `DetrForSegmentation` returns.
+
+    Attributes:
+        loss (Tensor | None): scalar, with labels
+        loss_dict (dict | None): every part of it
+        logits (Tensor): (B, N, num_labels + 1) the last class is no-object
+        pred_boxes (Tensor): (B, N, 4) centre and size in 0…1
+        pred_masks (Tensor): (B, N, h, w) logits, over the whole canvas
+        auxiliary_outputs (list | None): of earlier layers: mappings with logits and pred_boxes
+        last_hidden_state (Tensor): (B, N, d) what the heads predict from
+        decoder_hidden_states (tuple | None): L + 1 of (B, N, d); the last is normed
+        decoder_attentions (tuple | None): L of (B, heads, N, N)
+        cross_attentions (tuple | None): L of (B, heads, N, S)
+        encoder_last_hidden_state (Tensor): (B, S, d)
+        encoder_hidden_states (tuple | None): encoder layers + 1 of (B, S, d)
+        encoder_attentions (tuple | None): encoder layers of (B, heads, S, S)
+    """
     loss: Tensor | None = None                           # scalar, with labels
     loss_dict: dict | None = None                        # every part of it
-    # (B, N, num_labels + 1) the last class is no-object
-    logits: Tensor | None = None
-    pred_boxes: Tensor | None = None                     # (B, N, 4) centre and size in 0…1
-    pred_masks: Tensor | None = None                     # (B, N, h, w) logits, over the whole canvas
-    # of earlier decoder layers: mappings with logits and pred_boxes
-    auxiliary_outputs: list | None = None
-    last_hidden_state: Tensor | None = None              # (B, N, d) what the heads predict from
+    logits: Tensor = _GIVEN                                # (B, N, num_labels + 1) the last class is no-object
+    pred_boxes: Tensor = _GIVEN                            # (B, N, 4) centre and size in 0…1
+    pred_masks: Tensor = _GIVEN                            # (B, N, h, w) logits, over the whole canvas
+    auxiliary_outputs: list | None = None                # of earlier layers: mappings with logits and pred_boxes
+    last_hidden_state: Tensor = _GIVEN                     # (B, N, d) what the heads predict from
     decoder_hidden_states: tuple | None = None           # L + 1 of (B, N, d); the last is normed
     decoder_attentions: tuple | None = None              # L of (B, heads, N, N)
     cross_attentions: tuple | None = None                # L of (B, heads, N, S)
-    encoder_last_hidden_state: Tensor | None = None      # (B, S, d)
+    encoder_last_hidden_state: Tensor = _GIVEN             # (B, S, d)
     encoder_hidden_states: tuple | None = None           # encoder layers + 1 of (B, S, d)
     encoder_attentions: tuple | None = None              # encoder layers of (B, heads, S, S)
 
 # %% ../nbs/21_mask_head.ipynb #1a9ba587
 class DetrForSegmentation(Pretrained):
-    """A detector and a mask for each of its queries (paper, section 4.4). `ValueError` for a
-    backbone of fewer than four maps."""
+    """A detector and a mask for each of its queries (paper, section 4.4).
+
+    Args:
+        config (DetrConfig)
+
+    Raises:
+        ValueError: for a backbone of fewer than four maps.
+    """
     optional_parts = ("mask_head.", "bbox_attention.")  # the checkpoint of a detector lacks them
 
     def __init__(self, config: DetrConfig):
@@ -205,7 +291,11 @@ class DetrForSegmentation(Pretrained):
 
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        "A segmentation checkpoint as it is; a detector's under the names that it has in here."
+        """A segmentation checkpoint as it is; a detector's under the names that it has in here.
+
+        Args:
+            state (dict[str, Tensor])
+        """
         return (
             state
             if any(k.startswith("detr.") for k in state)
@@ -220,7 +310,11 @@ class DetrForSegmentation(Pretrained):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        "Set the mode; a frozen detector stays in evaluation mode."
+        """Set the mode; a frozen detector stays in evaluation mode.
+
+        Args:
+            mode (bool): Defaults to True.
+        """
         super().train(mode)
         if self.detector_is_frozen:
             self.detr.eval()
@@ -230,9 +324,16 @@ class DetrForSegmentation(Pretrained):
         self,
         pixel_values: Tensor,                    # (B, 3, H, W) normalised
         pixel_mask: Tensor | None,               # (B, H, W)
-        labels: Sequence[Mapping[str, Tensor]],  # B of: class_labels (T,), boxes (T, 4) centre and size in 0…1, masks (T, H, W)
+        labels: Sequence[Mapping[str, Tensor]],  # B of: class_labels (T,), boxes (T, 4), masks (T, H, W)
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        "The loss and its parts, with masks drawn for the matched queries only."
+        """The loss and its parts, with masks drawn for the matched queries only.
+
+        Args:
+            pixel_values (Tensor): (B, 3, H, W) normalised
+            pixel_mask (Tensor | None): (B, H, W)
+            labels (Sequence[Mapping[str, Tensor]]): B of: class_labels (T,), boxes (T, 4), masks
+                (T, H, W)
+        """
         features, tokens = image_tokens(self.detr.model, pixel_values, pixel_mask)
         hidden = transform(self.detr.model, tokens)
         states = hidden.last_hidden_state
@@ -253,7 +354,13 @@ class DetrForSegmentation(Pretrained):
         threshold: float = 0.5,            # of the best real class's score
     ) -> DetrSegmentationOutput:
         """As `forward`, but with masks only for queries whose best real class scores above
-        `threshold`; the others' say no everywhere."""
+        `threshold`; the others' say no everywhere.
+
+        Args:
+            pixel_values (Tensor): (B, 3, H, W) normalised
+            pixel_mask (Tensor | None): (B, H, W) 1 where the image is real
+            threshold (float): of the best real class's score. Defaults to 0.5.
+        """
         features, tokens = image_tokens(self.detr.model, pixel_values, pixel_mask)
         hidden = transform(self.detr.model, tokens)
         states = hidden.last_hidden_state
@@ -270,16 +377,32 @@ class DetrForSegmentation(Pretrained):
         pixel_values: Tensor | None = None,            # (B, 3, H, W) normalised; wanted
         pixel_mask: Tensor | None = None,              # (B, H, W) 1 where the image is real
         decoder_attention_mask: Tensor | None = None,  # (B, N) 1 for queries that may be looked at
-        encoder_outputs=None,                          # a tuple or output whose first value (B, S, d) replaces the encoder's work
+        encoder_outputs=None,                          # its first value (B, S, d) replaces the encoder's work
         inputs_embeds: Tensor | None = None,           # (B, S, d) in place of pixel_values
         decoder_inputs_embeds: Tensor | None = None,   # (B, N, d) what the decoder starts from: zeros
-        labels: Sequence[Mapping[str, Tensor]] | None = None,  # B of: class_labels (T,), boxes (T, 4) in 0…1, masks (T, H, W)
+        labels: Sequence[Mapping[str, Tensor]] | None = None,  # B of: class_labels, boxes, masks
         output_attentions: bool = False,               # return the attention maps of every layer
         output_hidden_states: bool = False,            # return the states before and after every layer
         return_dict: bool = True,                      # False: a tuple of what is not None
     ) -> DetrSegmentationOutput | tuple:
         """Classes, boxes and masks of every query. With `labels` the loss is computed too.
-        `ValueError` for `inputs_embeds`: masks are drawn from the image's features."""
+
+        Args:
+            pixel_values (Tensor | None): (B, 3, H, W) normalised; wanted
+            pixel_mask (Tensor | None): (B, H, W) 1 where the image is real
+            decoder_attention_mask (Tensor | None): (B, N) 1 for queries that may be looked at
+            encoder_outputs: its first value (B, S, d) replaces the encoder's work
+            inputs_embeds (Tensor | None): (B, S, d) in place of pixel_values
+            decoder_inputs_embeds (Tensor | None): (B, N, d) what the decoder starts from: zeros
+            labels (Sequence[Mapping[str, Tensor]] | None): B of: class_labels, boxes, masks
+            output_attentions (bool): return the attention maps of every layer. Defaults to False.
+            output_hidden_states (bool): return the states before and after every layer. Defaults to
+                False.
+            return_dict (bool): False: a tuple of what is not None. Defaults to True.
+
+        Raises:
+            ValueError: for `inputs_embeds`: masks are drawn from the image's features.
+        """
         if inputs_embeds is not None or pixel_values is None:
             raise ValueError(
                 "masks are drawn from the image's features: want pixel_values, not inputs_embeds"
@@ -303,5 +426,11 @@ class DetrForSegmentation(Pretrained):
 @torch.no_grad()
 def scale_attention_weights(model: DetrForSegmentation, factor: float = 256) -> None:
     """Let the part of the first convolution that sees the attention maps begin larger, by about the
-    number of tokens that a map is spread over."""
-    model.mask_head.lay1.weight[:, model.config.d_model :] *= factor
+    number of tokens that a map is spread over.
+
+    Args:
+        model (DetrForSegmentation)
+        factor (float): Defaults to 256.
+    """
+    first: Any = model.mask_head.lay1
+    first.weight[:, model.config.d_model :] *= factor

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, pad
 
 # %% auto #0
-__all__ = ['sigmoid_focal_loss', 'dice_loss', 'stack_masks', 'mask_losses']
+__all__ = [
+    "sigmoid_focal_loss", "dice_loss", "stack_masks", "mask_losses"
+]
 
 # %% ../nbs/20_mask_losses.ipynb #7098ba9f
 def sigmoid_focal_loss(
@@ -23,7 +25,19 @@ def sigmoid_focal_loss(
     gamma: float = 2,          # how much less a pixel counts that is right already
 ) -> Tensor:                   # scalar
     """Focal loss (Lin et al., 2017): the mean over pixels, summed over masks, divided by
-    `num_boxes` (the original's `models/segmentation.py`)."""
+    `num_boxes` (the original's `models/segmentation.py`).
+
+    Args:
+        logits (Tensor): (M, …) one mask each
+        targets (Tensor): the same shape, 0.0 or 1.0
+        num_boxes (float | Tensor): what the sum over masks is divided by
+        alpha (float): weight of a pixel that belongs to the object; 1 − alpha of one that does not.
+            Defaults to 0.25.
+        gamma (float): how much less a pixel counts that is right already. Defaults to 2.
+
+    Returns:
+        Tensor: scalar
+    """
     cross_entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none")
     wrong = (logits.sigmoid() - targets).abs()                  # 1 − the probability of the right answer
     weight = alpha * targets + (1 - alpha) * (1 - targets)
@@ -36,7 +50,16 @@ def dice_loss(
     num_boxes: float | Tensor, # what the sum over masks is divided by
 ) -> Tensor:                   # scalar
     """1 − Dice coefficient (Milletari et al., 2016) of soft masks, with 1 added above and below,
-    summed over masks, divided by `num_boxes`."""
+    summed over masks, divided by `num_boxes`.
+
+    Args:
+        logits (Tensor): (M, …) one mask each
+        targets (Tensor): the same shape, 0.0 or 1.0
+        num_boxes (float | Tensor): what the sum over masks is divided by
+
+    Returns:
+        Tensor: scalar
+    """
     probability = logits.sigmoid().flatten(1)
     targets = targets.flatten(1)
     overlap = 2 * (probability * targets).sum(1)
@@ -46,7 +69,14 @@ def dice_loss(
 def stack_masks(
     masks: Sequence[Tensor],  # one (T, H, W) an image, of any sizes
 ) -> Tensor:                  # (ΣT, H, W): the largest of each, filled with 0 at the bottom and right
-    "The masks of all images of a batch on one canvas."
+    """The masks of all images of a batch on one canvas.
+
+    Args:
+        masks (Sequence[Tensor]): one (T, H, W) an image, of any sizes
+
+    Returns:
+        Tensor: (ΣT, H, W): the largest of each, filled with 0 at the bottom and right
+    """
     height, width = max(m.shape[-2] for m in masks), max(m.shape[-1] for m in masks)
     return torch.cat([pad(m, (0, width - m.shape[-1], 0, height - m.shape[-2])) for m in masks])
 
@@ -57,7 +87,16 @@ def mask_losses(
     num_boxes: float | Tensor,
 ) -> dict[str, Tensor]:
     """`loss_mask` (focal) and `loss_dice`, at the resolution of the truth: predictions are enlarged
-    bilinearly. `ValueError` unless there are as many of each."""
+    bilinearly.
+
+    Args:
+        logits (Tensor): (M, h, w) predicted masks, at the resolution of the mask head
+        targets (Tensor): (M, H, W) true masks
+        num_boxes (float | Tensor)
+
+    Raises:
+        ValueError: unless there are as many of each.
+    """
     if len(logits) != len(targets):
         raise ValueError(f"{len(logits)} predicted masks, {len(targets)} true ones: want as many")
     logits = interpolate(logits[:, None], targets.shape[-2:], mode="bilinear", align_corners=False)[:, 0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,18 @@ from torch import Tensor, nn
 from .boxes import box_cxcywh_to_xyxy, paired_giou
 
 # %% auto #0
-__all__ = ['DetrHungarianMatcher', 'at_least_float32', 'matching_cost', 'assign', 'check_targets', 'PackedTargets',
-           'pack_targets', 'HungarianMatcher']
+__all__ = [
+    "DetrHungarianMatcher", "at_least_float32", "matching_cost", "assign", "PackedTargets",
+    "pack_targets", "HungarianMatcher"
+]
 
 # %% ../nbs/13_matcher.ipynb #5a603485
 def at_least_float32(x: Tensor) -> Tensor:
-    "Half precision is too coarse for a loss."
+    """Half precision is too coarse for a loss.
+
+    Args:
+        x (Tensor)
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 def matching_cost(
@@ -31,7 +37,20 @@ def matching_cost(
     class_cost: float = 1, bbox_cost: float = 5, giou_cost: float = 2,
 ) -> Tensor:               # (…, N, T)
     """What it costs to give target t to query n: −probability of its class, + L1 distance, − GIoU
-    (paper, section 3.1)."""
+    (paper, section 3.1).
+
+    Args:
+        logits (Tensor): (…, N, C + 1) the last class is no-object
+        boxes (Tensor): (…, N, 4) centre and size in 0…1
+        class_labels (Tensor): (…, T) int64
+        targets (Tensor): (…, T, 4) centre and size in 0…1
+        class_cost (float): Defaults to 1.
+        bbox_cost (float): Defaults to 5.
+        giou_cost (float): Defaults to 2.
+
+    Returns:
+        Tensor: (…, N, T)
+    """
     logits, boxes = at_least_float32(logits), at_least_float32(boxes)
     targets = targets.to(boxes.dtype)
     labels = class_labels[..., None, :].expand(*logits.shape[:-1], -1)
@@ -47,7 +66,12 @@ def assign(
     num_targets: list[int],  # of each of the G
 ) -> list[tuple[Tensor, Tensor]]:
     """The cheapest one-to-one assignment of each matrix: indices of queries and of targets, both
-    int64, queries ascending. One transfer to the host."""
+    int64, queries ascending. One transfer to the host.
+
+    Args:
+        cost (Tensor): (G, N, T) one matrix an image (and layer), targets padded to T
+        num_targets (list[int]): of each of the G
+    """
     from scipy.optimize import linear_sum_assignment
     host = cost.detach().cpu().numpy()
     pairs = [linear_sum_assignment(matrix[:, :n]) for matrix, n in zip(host, num_targets)]
@@ -83,9 +107,20 @@ def check_targets(
     num_classes: int,                         # labels must be below
     num_queries: int,                         # one warning where an image has more targets
 ) -> None:
-    """Check targets before they are matched; warn where targets outnumber queries. `ValueError` or
-    `TypeError` for a target of the wrong form; `ValueError` that names the image and the target
-    for a label out of range, and for a box that is not finite or has a negative size."""
+    """Check targets before they are matched; warn where targets outnumber queries.
+
+    Args:
+        targets (Sequence[Mapping[str, Tensor]]): one an image: class_labels (T,), boxes (T, 4)
+            centre and size in 0…1
+        num_classes (int): labels must be below
+        num_queries (int): one warning where an image has more targets
+
+    Raises:
+        ValueError: for a target of the wrong form.
+        TypeError: for a target of the wrong form.
+        ValueError: that names the image and the target for a label out of range, and for a box that
+            is not finite or has a negative size.
+    """
     for i, target in enumerate(targets):
         _check_form(target, f"labels[{i}]")
     counts = [len(t["class_labels"]) for t in targets]
@@ -114,19 +149,34 @@ def check_targets(
 
 # %% ../nbs/13_matcher.ipynb #e5ab8a3d
 class PackedTargets(NamedTuple):
-    "The targets of a batch of B images; T is the largest number of targets."
+    """The targets of a batch of B images; T is the largest number of targets.
+
+    Attributes:
+        labels (Tensor): (B, T) int64
+        boxes (Tensor): (B, T, 4) centre and size in 0…1
+        counts (list[int]): B numbers of targets: what lies beyond them is filling
+        masks (Sequence[Any]): B of (T, H, W), each as its target has it; None where it has none
+    """
     labels: Tensor                     # (B, T) int64
     boxes: Tensor                      # (B, T, 4) centre and size in 0…1
     counts: list[int]                  # B numbers of targets: what lies beyond them is filling
-    masks: Sequence[Tensor | None]     # B of (T, H, W), each as its target has it; None where it has none
+    masks: Sequence[Any]               # B of (T, H, W), each as its target has it; None where it has none
 
 def pack_targets(
     targets: Sequence[Mapping[str, Tensor]] | PackedTargets,  # one an image, or what this function returns
     logits: Tensor,                                           # (…, B, N, C + 1) of the predictions
 ) -> PackedTargets:
     """Check the targets of a batch and put them into one tensor on the predictions' device. The
-    filling is never matched: `assign` cuts it off. `ValueError` for another number of targets
-    than images; otherwise as `check_targets`."""
+    filling is never matched: `assign` cuts it off.
+
+    Args:
+        targets (Sequence[Mapping[str, Tensor]] | PackedTargets): one an image, or what this
+            function returns
+        logits (Tensor): (…, B, N, C + 1) of the predictions
+
+    Raises:
+        ValueError: for another number of targets than images; otherwise as `check_targets`.
+    """
     if isinstance(targets, PackedTargets): return targets
     num_images, num_queries, num_outputs = logits.shape[-3:]
     if isinstance(targets, Mapping) or len(targets) != num_images:
@@ -143,7 +193,16 @@ def pack_targets(
 # %% ../nbs/13_matcher.ipynb #6cfa00e9
 class HungarianMatcher(nn.Module):
     """One query for each target, at the least total cost (paper, section 3.1; the original's
-    `models/matcher.py`). `ValueError` if all three weights are 0."""
+    `models/matcher.py`).
+
+    Args:
+        class_cost (float): weight of −probability. Defaults to 1.
+        bbox_cost (float): weight of the L1 distance (0…1 coordinates). Defaults to 1.
+        giou_cost (float): weight of −GIoU. Defaults to 1.
+
+    Raises:
+        ValueError: if all three weights are 0.
+    """
     def __init__(
         self,
         class_cost: float = 1,  # weight of −probability
@@ -162,8 +221,16 @@ class HungarianMatcher(nn.Module):
         boxes: Tensor,   # (L, B, N, 4)
         targets: Sequence[Mapping[str, Tensor]] | PackedTargets,
     ) -> list[tuple[Tensor, Tensor]]:
-        """The matching of every layer and image, layer by layer: L·B pairs of indices. `ValueError`
-        for predictions that are not finite; for targets as `pack_targets`."""
+        """The matching of every layer and image, layer by layer: L·B pairs of indices.
+
+        Args:
+            logits (Tensor): (L, B, N, C + 1)
+            boxes (Tensor): (L, B, N, 4)
+            targets (Sequence[Mapping[str, Tensor]] | PackedTargets)
+
+        Raises:
+            ValueError: for predictions that are not finite; for targets as `pack_targets`.
+        """
         packed = pack_targets(targets, logits)
         layers = len(logits)
         labels = packed.labels.expand(layers, -1, -1)
@@ -183,7 +250,16 @@ class HungarianMatcher(nn.Module):
         outputs: Mapping[str, Tensor],            # logits (B, N, C + 1), pred_boxes (B, N, 4) centre and size in 0…1
         targets: Sequence[Mapping[str, Tensor]],  # B of: class_labels (T,), boxes (T, 4)
     ) -> list[tuple[Tensor, Tensor]]:             # B of: indices of queries, indices of targets
-        "The matching of each image."
+        """The matching of each image.
+
+        Args:
+            outputs (Mapping[str, Tensor]): logits (B, N, C + 1), pred_boxes (B, N, 4) centre and
+                size in 0…1
+            targets (Sequence[Mapping[str, Tensor]]): B of: class_labels (T,), boxes (T, 4)
+
+        Returns:
+            list[tuple[Tensor, Tensor]]: B of: indices of queries, indices of targets
+        """
         return self.match_layers(outputs["logits"][None], outputs["pred_boxes"][None], targets)
 
 DetrHungarianMatcher = HungarianMatcher

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,15 +25,25 @@ from .processor import DetrImageProcessor
 from .training import coco_config
 
 # %% auto #0
-__all__ = ['COLUMNS', 'read_table', 'write_coco', 'open_split', 'init_class_head', 'read_stuff_ids', 'start_training']
+__all__ = [
+    "COLUMNS", "read_table", "write_coco", "open_split", "start_training"
+]
 
 # %% ../nbs/42_own_data.ipynb #bfdc4a99
 COLUMNS = "file", "label", "x0", "y0", "x1", "y1"
 
 def read_table(
-    path: str | os.PathLike,  # CSV with the columns of `COLUMNS`: corners in pixels; a row with a file alone is an image without objects
+    path: str | os.PathLike,  # CSV with the columns of `COLUMNS`; a file alone is an image without objects
 ) -> dict[str, list[tuple[str, float, float, float, float]]]:
-    "Images and their boxes. `ValueError` names the line that cannot be read."
+    """Images and their boxes.
+
+    Args:
+        path (str | os.PathLike): CSV with the columns of `COLUMNS`; a file alone is an image
+            without objects
+
+    Raises:
+        ValueError: names the line that cannot be read.
+    """
     found = {}
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
@@ -59,12 +70,24 @@ def read_table(
 def write_coco(
     folder: str | os.PathLike,  # the images lie in {folder}/{split}/
     split: str,                 # train, val
-    table: Mapping[str, Sequence[tuple[str, float, float, float, float]]],  # file name → label and corners in pixels, what `read_table` gives
+    table: Mapping[str, Sequence[tuple[str, float, float, float, float]]],  # what `read_table` gives
     labels: Sequence[str],      # the first is category 1, the next 2 …; the same for all splits
 ) -> Path:
-    """Write `annotations/instances_{split}.json`. `ValueError` for a label that is not in `labels`,
-    and for a box that is empty or reaches out of its image; `FileNotFoundError` for an image
-    that is not there; `FileExistsError` rather than overwrite."""
+    """Write `annotations/instances_{split}.json`.
+
+    Args:
+        folder (str | os.PathLike): the images lie in {folder}/{split}/
+        split (str): train, val
+        table (Mapping[str, Sequence[tuple[str, float, float, float, float]]]): what `read_table`
+            gives
+        labels (Sequence[str]): the first is category 1, the next 2 …; the same for all splits
+
+    Raises:
+        ValueError: for a label that is not in `labels`, and for a box that is empty or reaches out
+            of its image.
+        FileNotFoundError: for an image that is not there.
+        FileExistsError: rather than overwrite.
+    """
     path = Path(folder) / "annotations" / f"instances_{split}.json"
     if path.exists(): raise FileExistsError(f"{path} exists: nothing is overwritten")
     if len(set(labels)) < len(labels): raise ValueError(f"labels={list(labels)}: want each once")
@@ -98,10 +121,19 @@ def write_coco(
 def open_split(
     data: str | os.PathLike,  # folder
     split: str,               # train, val
-    panoptic: bool = False,   # segments, from `annotations/panoptic_*.json` and the PNGs in `panoptic_{split}/` (or `annotations/panoptic_{split}/`)
+    panoptic: bool = False,   # segments, from `annotations/panoptic_*.json` and the PNGs in `panoptic_{split}/`
 ) -> CocoDetection | CocoPanoptic:
     """A split of a COCO folder: images in `{split}/` or `{split}2017/`, truth in `annotations/`.
-    `FileNotFoundError` where there is none."""
+
+    Args:
+        data (str | os.PathLike): folder
+        split (str): train, val
+        panoptic (bool): segments, from `annotations/panoptic_*.json` and the PNGs in
+            `panoptic_{split}/`. Defaults to False.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
     data = Path(data)
     kind = "panoptic" if panoptic else "instances"
     for name in (split, f"{split}2017"):
@@ -121,11 +153,14 @@ def init_class_head(
     old: DetrForObjectDetection | DetrForSegmentation,      # the checkpoint that it comes from
 ) -> None:
     """A class head that knows what an object is, but not yet which: every class is the mean of the
-    old things, nothing stays nothing."""
-    new_head, old_head = (
-        (m if hasattr(m, "class_labels_classifier") else m.detr).class_labels_classifier
-        for m in (network, old)
-    )
+    old things, nothing stays nothing.
+
+    Args:
+        network (DetrForObjectDetection | DetrForSegmentation): its class head is set
+        old (DetrForObjectDetection | DetrForSegmentation): the checkpoint that it comes from
+    """
+    models = (m.detr if isinstance(m, DetrForSegmentation) else m for m in (network, old))
+    new_head, old_head = (m.class_labels_classifier for m in models)
     things = [
         i
         for i, name in old.config.id2label.items()
@@ -137,7 +172,11 @@ def init_class_head(
 
 # %% ../nbs/42_own_data.ipynb #cb199329
 def read_stuff_ids(dataset) -> list[int] | None:
-    "Ids of the stuff categories, where the data tells things from stuff."
+    """Ids of the stuff categories, where the data tells things from stuff.
+
+    Args:
+        dataset
+    """
     categories = (
         dataset.data["categories"] if hasattr(dataset, "data") else dataset.coco.dataset["categories"]
     )
@@ -150,7 +189,7 @@ def read_stuff_ids(dataset) -> list[int] | None:
 # %% ../nbs/42_own_data.ipynb #65e2e0c8
 def start_training(
     dataset: CocoDetection | CocoPanoptic,
-    model: str | None = None,      # checkpoint to start from: a folder, a name on the hub, "scenes"; without it, a backbone only
+    model: str | None = None,      # checkpoint to start from; without it, a backbone only
     preset: str = "coco",          # of the network: the original's, or the embedded model's ("scenes")
     backbone: str = "resnet50",    # any timm name, where no checkpoint is given
     pretrained: bool = True,       # begin with the backbone's pretrained weights
@@ -158,31 +197,40 @@ def start_training(
     frozen: bool = False,          # `model` is a finished detector whose classes stay as they are
 ) -> tuple[DetrForObjectDetection | DetrForSegmentation, DetrImageProcessor]:
     """A model for the categories of a dataset, and its processor. Where the number of classes
-    changes, "nothing" keeps its weights, and every new class begins as the mean of the old
-    things. `ValueError` for arguments that do not go together."""
+    changes, "nothing" keeps its weights, and every new class begins as the mean of the old things.
+
+    Args:
+        dataset (CocoDetection | CocoPanoptic)
+        model (str | None): checkpoint to start from; without it, a backbone only
+        preset (str): of the network: the original's, or the embedded model's ("scenes"). Defaults
+            to "coco".
+        backbone (str): any timm name, where no checkpoint is given. Defaults to "resnet50".
+        pretrained (bool): begin with the backbone's pretrained weights. Defaults to True.
+        masks (bool): a model that draws masks. Defaults to False.
+        frozen (bool): `model` is a finished detector whose classes stay as they are. Defaults to
+            False.
+
+    Raises:
+        ValueError: for arguments that do not go together.
+    """
     if preset not in ("coco", "scenes"): raise ValueError(f"preset={preset!r}: want 'coco' or 'scenes'")
     if frozen and not model: raise ValueError("frozen=True: want a model, the finished detector")
     cls = DetrForSegmentation if masks else DetrForObjectDetection
     names = {i: dataset.id2label.get(i, "N/A") for i in range(max(dataset.id2label) + 1)}
     if model:
         known = DetrConfig.from_pretrained(model)
-        learning = (
-            dict(auxiliary_loss=True, attention_dropout=0.1, activation_dropout=0.1)
-            if preset == "coco"
-            else {}
-        )
-        if frozen:
-            # its classes are what they are
-            learning |= {} if known.stuff_ids is not None else {"stuff_ids": read_stuff_ids(dataset)}
-        else:
-            learning |= {
-                "id2label": names, "stuff_ids": read_stuff_ids(dataset),
-                "ignore_mismatched_sizes": known.num_labels != len(names),
-            }
+        learning: dict[str, Any] = {"stuff_ids": read_stuff_ids(dataset)}
+        if preset == "coco":
+            learning |= dict(auxiliary_loss=True, attention_dropout=0.1, activation_dropout=0.1)
+        if not frozen:
+            learning |= {"id2label": names, "ignore_mismatched_sizes": known.num_labels != len(names)}
+        elif known.stuff_ids is not None:
+            learning["stuff_ids"] = known.stuff_ids  # the classes of a frozen detector are what they are
         network = cls.from_pretrained(model, **learning)
         if network.config.num_labels != known.num_labels:
             init_class_head(network, cls.from_pretrained(model))
         return network, DetrImageProcessor.from_pretrained(model)
-    settings = dict(use_pretrained_backbone=pretrained, id2label=names, stuff_ids=read_stuff_ids(dataset))
+    stuff = read_stuff_ids(dataset)
+    settings: dict[str, Any] = dict(use_pretrained_backbone=pretrained, id2label=names, stuff_ids=stuff)
     if preset == "scenes": return cls(scenes_config(**settings)), scenes_processor()
     return cls(coco_config(backbone=backbone, **settings)), DetrImageProcessor()

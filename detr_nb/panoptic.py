@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['running_max', 'look_up', 'merge_masks']
+__all__ = [
+    "merge_masks"
+]
 
 # %% ../nbs/22_panoptic.ipynb #9afa36d2
 def running_max(
@@ -19,7 +21,14 @@ def running_max(
 ) -> tuple[Tensor, Tensor]:  # (H, W) and (H, W) int32
     """How large the largest of K maps is in each pixel, and which one it is (the first of equals).
     One map at a time stays in the processor's cache, and comparisons write floats, which a
-    processor does eight at a time."""
+    processor does eight at a time.
+
+    Args:
+        maps (Iterable[Tensor]): K of (H, W) float
+
+    Returns:
+        tuple[Tensor, Tensor]: (H, W) and (H, W) int32
+    """
     rest = iter(maps)
     best = next(rest).clone()
     which = torch.zeros_like(best)
@@ -34,7 +43,15 @@ def look_up(
     values: Tensor,  # (K,)
     which: Tensor,   # (H, W) int32
 ) -> Tensor:         # (H, W)
-    "`values[which]`, several times faster."
+    """`values[which]`, several times faster.
+
+    Args:
+        values (Tensor): (K,)
+        which (Tensor): (H, W) int32
+
+    Returns:
+        Tensor: (H, W)
+    """
     return values.to(which.device).index_select(0, which.flatten()).view(which.shape)
 
 # %% ../nbs/22_panoptic.ipynb #0060fa75
@@ -42,12 +59,27 @@ def merge_masks(
     probabilities: Tensor,              # (K, H, W) of the kept queries
     scores: Tensor,                     # (K,)
     labels: Sequence[int],              # (K,)
-    mask_threshold: float = 0.5,        # a pixel is its query's only where the probability is at least this
+    mask_threshold: float = 0.5,        # of a mask's probability: below it a pixel is not its query's
     overlap_mask_area_threshold: float = 0.8,  # a segment must keep more than this share of its mask
     label_ids_to_fuse: Collection[int] = (),   # classes whose masks are one segment (stuff)
-) -> tuple[Tensor, list[dict]]:         # (H, W) int32: 0 is nobody's; and per segment id (from 1), label_id, was_fused, score
+) -> tuple[Tensor, list[dict]]:         # (H, W) int32, 0: nobody's; and the segments, ids from 1
     """One label for each pixel: that of the query with the largest score × probability, if its own
-    mask covers the pixel."""
+    mask covers the pixel.
+
+    Args:
+        probabilities (Tensor): (K, H, W) of the kept queries
+        scores (Tensor): (K,)
+        labels (Sequence[int]): (K,)
+        mask_threshold (float): of a mask's probability: below it a pixel is not its query's.
+            Defaults to 0.5.
+        overlap_mask_area_threshold (float): a segment must keep more than this share of its mask.
+            Defaults to 0.8.
+        label_ids_to_fuse (Collection[int]): classes whose masks are one segment (stuff). Defaults
+            to ().
+
+    Returns:
+        tuple[Tensor, list[dict]]: (H, W) int32, 0: nobody's; and the segments, ids from 1
+    """
     count = len(scores)
     if not count:
         return torch.zeros(probabilities.shape[1:], dtype=torch.int32, device=probabilities.device), []

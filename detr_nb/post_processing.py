@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,18 +22,29 @@ from .data import id_to_rgb, rgb_to_id
 from .panoptic import look_up, merge_masks, running_max
 
 # %% auto #0
-__all__ = ['check_sizes', 'valid_ratio', 'scale_boxes', 'post_process_object_detection', 'valid_cells', 'resize_masks',
-           'integer_sizes', 'ImageOutput', 'split_outputs', 'candidate_mask', 'class_map',
-           'post_process_semantic_segmentation', 'check_compat', 'post_process_panoptic_segmentation', 'to_rle',
-           'post_process_instance_segmentation', 'post_process_segmentation', 'post_process_instance', 'assign_pixels',
-           'post_process_panoptic', 'merge_as_transformers', 'rle_as_transformers']
+__all__ = [
+    "post_process_object_detection", "post_process_semantic_segmentation", "check_compat",
+    "post_process_panoptic_segmentation", "to_rle", "post_process_instance_segmentation",
+    "post_process_segmentation", "post_process_instance", "post_process_panoptic"
+]
 
 # %% ../nbs/31_post_processing.ipynb #18c302b0
 def check_sizes(
     target_sizes: Tensor | Sequence[tuple[int, int]],
     batch: int,
 ) -> Tensor:  # (batch, 2) float32: height, width
-    "Sizes of the images as a tensor. `ValueError` unless there is one pair an image."
+    """Sizes of the images as a tensor.
+
+    Args:
+        target_sizes (Tensor | Sequence[tuple[int, int]])
+        batch (int)
+
+    Returns:
+        Tensor: (batch, 2) float32: height, width
+
+    Raises:
+        ValueError: unless there is one pair an image.
+    """
     try:
         sizes = torch.as_tensor(
             target_sizes if isinstance(target_sizes, Tensor) else [tuple(s) for s in target_sizes]
@@ -53,7 +64,14 @@ def check_sizes(
 def valid_ratio(
     pixel_mask: Tensor,  # (B, H, W) 1 where the image is real
 ) -> Tensor:             # (B, 2) float32: height, width
-    "How much of the padded canvas each image covers, 0…1."
+    """How much of the padded canvas each image covers, 0…1.
+
+    Args:
+        pixel_mask (Tensor): (B, H, W) 1 where the image is real
+
+    Returns:
+        Tensor: (B, 2) float32: height, width
+    """
     height = pixel_mask[:, :, 0].sum(1)
     width = pixel_mask[:, 0].sum(1)
     return torch.stack([height / pixel_mask.shape[1], width / pixel_mask.shape[2]], 1)
@@ -63,7 +81,16 @@ def scale_boxes(
     target_sizes=None,               # (B, 2) height, width in pixels; None: 0…1 stays
     pixel_mask: Tensor | None = None,# given where 0…1 runs over the padded canvas, not the image
 ) -> Tensor:                         # (B, N, 4) corners
-    "Boxes as corners in the pixels of the original images."
+    """Boxes as corners in the pixels of the original images.
+
+    Args:
+        boxes (Tensor): (B, N, 4) centre and size in 0…1
+        target_sizes: (B, 2) height, width in pixels; None: 0…1 stays
+        pixel_mask (Tensor | None): given where 0…1 runs over the padded canvas, not the image
+
+    Returns:
+        Tensor: (B, N, 4) corners
+    """
     corners = box_cxcywh_to_xyxy(boxes)
     scale = torch.ones(len(boxes), 2)
     if target_sizes is not None:
@@ -81,7 +108,14 @@ def post_process_object_detection(
     pixel_mask: Tensor | None = None, # (B, H, W), where boxes are relative to the padded canvas
 ) -> list[dict[str, Tensor]]:
     """For each image `scores` (K,), `labels` (K,), `boxes` (K, 4; corners in pixels, not clipped),
-    in the order of the queries. The best *real* class counts, even where no-object is likelier."""
+    in the order of the queries. The best *real* class counts, even where no-object is likelier.
+
+    Args:
+        outputs: with `logits` (B, N, C + 1) and `pred_boxes` (B, N, 4)
+        threshold (float): only scores strictly above are kept. Defaults to 0.5.
+        target_sizes: (B, 2) height, width of the original images; None: boxes stay in 0…1
+        pixel_mask (Tensor | None): (B, H, W), where boxes are relative to the padded canvas
+    """
     scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)
     boxes = scale_boxes(outputs.pred_boxes, target_sizes, pixel_mask)
     return [
@@ -92,9 +126,17 @@ def post_process_object_detection(
 # %% ../nbs/31_post_processing.ipynb #cc3329f5
 def valid_cells(
     pixel_mask: Tensor,      # (H, W) 1 where the image is real
-    size: tuple[int, int],   # (h, w) of a mask over the whole canvas
+    size: Sequence[int],     # (h, w) of a mask over the whole canvas
 ) -> tuple[float, float]:    # rows, columns
-    "How many cells of a mask belong to the image; the last ones may do so in part."
+    """How many cells of a mask belong to the image; the last ones may do so in part.
+
+    Args:
+        pixel_mask (Tensor): (H, W) 1 where the image is real
+        size (Sequence[int]): (h, w) of a mask over the whole canvas
+
+    Returns:
+        tuple[float, float]: rows, columns
+    """
     def part(pixels: int, canvas: int, cells: int) -> float:
         if not pixels:
             raise ValueError("pixel_mask is 0 everywhere in an image: want 1 where the image is real")
@@ -107,11 +149,20 @@ def valid_cells(
 # %% ../nbs/31_post_processing.ipynb #a3a0b708
 def resize_masks(
     masks: Tensor,                             # (K, h, w) float
-    size: tuple[int, int] | None,              # height, width of the result; None: stay
+    size: Sequence[int] | None,                # height, width of the result; None: stay
     cells: tuple[float, float] | None = None,  # rows and columns that belong to the image: all
 ) -> Tensor:                                   # (K, *size)
     """The image's part of masks, cut out and then resized bilinearly, so that no padding shines
-    in."""
+    in.
+
+    Args:
+        masks (Tensor): (K, h, w) float
+        size (Sequence[int] | None): height, width of the result; None: stay
+        cells (tuple[float, float] | None): rows and columns that belong to the image: all
+
+    Returns:
+        Tensor: (K, *size)
+    """
     if cells is not None and cells != tuple(map(float, masks.shape[-2:])):
         masks = masks[:, : math.ceil(cells[0]), : math.ceil(cells[1])]
         if size is not None and len(masks):
@@ -128,8 +179,13 @@ def resize_masks(
 # %% ../nbs/31_post_processing.ipynb #e0b29fa6
 def integer_sizes(
     target_sizes, batch: int,
-) -> list[tuple[int, int]]:
-    "Sizes of maps: as `check_sizes`, and whole numbers of at least 1."
+) -> list[Any]:
+    """Sizes of maps: as `check_sizes`, and whole numbers of at least 1.
+
+    Args:
+        target_sizes
+        batch (int)
+    """
     sizes = check_sizes(target_sizes, batch)
     if (sizes < 1).any() or (sizes != sizes.round()).any():
         raise ValueError(f"target_sizes={sizes.tolist()}: want whole numbers of at least 1")
@@ -137,7 +193,14 @@ def integer_sizes(
 
 # %% ../nbs/31_post_processing.ipynb #00fcdc38
 class ImageOutput(NamedTuple):
-    "What the network says about one image of a batch."
+    """What the network says about one image of a batch.
+
+    Attributes:
+        logits (Tensor): (N, C + 1)
+        masks (Tensor): (N, h, w) logits
+        size (tuple[int, int] | None): height, width that its result should have
+        cells (tuple[float, float] | None): of the masks, that belong to the image; None: all
+    """
     logits: Tensor                      # (N, C + 1)
     masks: Tensor                       # (N, h, w) logits
     size: tuple[int, int] | None        # height, width that its result should have
@@ -145,7 +208,11 @@ class ImageOutput(NamedTuple):
 
     def kept(self, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
         """Indices, scores and labels of the queries that name a real class with a score above the
-        threshold."""
+        threshold.
+
+        Args:
+            threshold (float)
+        """
         scores, labels = self.logits.float().softmax(-1).max(-1)
         keep = ((labels < self.logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
         return keep, scores[keep], labels[keep]
@@ -156,7 +223,13 @@ def split_outputs(
     target_sizes=None,                 # (B, 2) height, width; None: the masks' own
     pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: everywhere
 ) -> list[ImageOutput]:
-    "A batch, image by image."
+    """A batch, image by image.
+
+    Args:
+        outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
+        target_sizes: (B, 2) height, width; None: the masks' own
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: everywhere
+    """
     logits = outputs.logits.detach()
     masks = outputs.pred_masks.detach()
     if len(logits) != len(masks):
@@ -179,7 +252,14 @@ def candidate_mask(
 ) -> Tensor:         # (C,) bool
     """Which classes may be the largest somewhere once the maps are enlarged bilinearly. An enlarged
     value lies between the four around it: where a class's largest of four is below another's
-    smallest, it cannot win."""
+    smallest, it cannot win.
+
+    Args:
+        scores (Tensor): (C, h, w) at least 0
+
+    Returns:
+        Tensor: (C,) bool
+    """
     if min(scores.shape[1:]) < 2: return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
     most = max_pool2d(scores, 2, 1)
     least = -max_pool2d(-scores, 2, 1)
@@ -193,7 +273,18 @@ def class_map(
     together: int = 16,                        # classes enlarged at once: so many stay in the processor's cache
 ) -> Tensor:                                   # (*size) int64
     """The class with the largest resized score in each pixel; the enlarged maps are never all in
-    memory."""
+    memory.
+
+    Args:
+        scores (Tensor): (C, h, w) at least 0
+        size (tuple[int, int] | None)
+        cells (tuple[float, float] | None)
+        together (int): classes enlarged at once: so many stay in the processor's cache. Defaults to
+            16.
+
+    Returns:
+        Tensor: (*size) int64
+    """
     classes = candidate_mask(scores).nonzero()[:, 0]
     parts = scores[classes].split(together)
     which = running_max(enlarged for some in parts for enlarged in resize_masks(some, size, cells))[1]
@@ -206,7 +297,16 @@ def post_process_semantic_segmentation(
     pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: everywhere
 ) -> list[Tensor]:                     # (H, W) int64 each
     """For each image the class of every pixel: masks vote with their probability times their
-    classes'."""
+    classes'.
+
+    Args:
+        outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
+        target_sizes: (B, 2) height, width of the original images; None: the masks' own size
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: everywhere
+
+    Returns:
+        list[Tensor]: (H, W) int64 each
+    """
     result = []
     for logits, masks, size, cells in split_outputs(outputs, target_sizes, pixel_mask):
         scores = torch.einsum("qc,qhw->chw", logits.float().softmax(-1)[:, :-1], masks.float().sigmoid())
@@ -215,7 +315,14 @@ def post_process_semantic_segmentation(
 
 # %% ../nbs/31_post_processing.ipynb #6da25b50
 def check_compat(compat: str | None) -> bool:
-    "Whether transformers' own result is wanted. `ValueError` for another word."
+    """Whether transformers' own result is wanted.
+
+    Args:
+        compat (str | None)
+
+    Raises:
+        ValueError: for another word.
+    """
     if compat not in (None, "transformers"):
         raise ValueError(f"compat={compat!r}: want None or 'transformers'")
     return compat == "transformers"
@@ -223,7 +330,7 @@ def check_compat(compat: str | None) -> bool:
 def post_process_panoptic_segmentation(
     outputs,                                   # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     threshold: float = 0.5,                    # only scores strictly above are kept
-    mask_threshold: float = 0.5,               # a pixel is its query's only where the mask's probability is at least this
+    mask_threshold: float = 0.5,               # of a mask's probability: below it a pixel is not its query's
     overlap_mask_area_threshold: float = 0.8,  # a segment must keep more than this share of its mask
     label_ids_to_fuse: Collection[int] | None = None,  # classes whose masks are one segment (stuff): none
     target_sizes=None,                         # (B, 2) height, width of the original images; None: the masks' own size
@@ -231,7 +338,21 @@ def post_process_panoptic_segmentation(
     compat: str | None = None,                 # "transformers": its result, its mistakes too
 ) -> list[dict]:
     """For each image `segmentation` (H, W) int32, 0 where no segment is, and `segments_info`: id
-    (from 1), label_id, was_fused, score, in the order of the queries."""
+    (from 1), label_id, was_fused, score, in the order of the queries.
+
+    Args:
+        outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
+        threshold (float): only scores strictly above are kept. Defaults to 0.5.
+        mask_threshold (float): of a mask's probability: below it a pixel is not its query's.
+            Defaults to 0.5.
+        overlap_mask_area_threshold (float): a segment must keep more than this share of its mask.
+            Defaults to 0.8.
+        label_ids_to_fuse (Collection[int] | None): classes whose masks are one segment (stuff):
+            none
+        target_sizes: (B, 2) height, width of the original images; None: the masks' own size
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: everywhere
+        compat (str | None): "transformers": its result, its mistakes too
+    """
     as_theirs = check_compat(compat)
     merge = merge_as_transformers if as_theirs else merge_masks
     thresholds = mask_threshold, overlap_mask_area_threshold
@@ -249,9 +370,16 @@ def post_process_panoptic_segmentation(
 def to_rle(
     masks: Tensor,  # (K, H, W) bool
 ) -> list[dict]:    # K of: size, counts
-    "Masks as COCO writes them: run lengths, column by column, compressed."
+    """Masks as COCO writes them: run lengths, column by column, compressed.
+
+    Args:
+        masks (Tensor): (K, H, W) bool
+
+    Returns:
+        list[dict]: K of: size, counts
+    """
     from pycocotools import mask as coco_mask
-    rles = coco_mask.encode(np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0), dtype=np.uint8))
+    rles: Any = coco_mask.encode(np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0), dtype=np.uint8))
     return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in rles]
 
 # %% ../nbs/31_post_processing.ipynb #f9476e92
@@ -265,7 +393,19 @@ def post_process_instance_segmentation(
     pixel_mask: Tensor | None = None,
     compat: str | None = None,
 ) -> list[dict]:
-    "As `post_process_panoptic_segmentation`, nothing fused: one segment an object."
+    """As `post_process_panoptic_segmentation`, nothing fused: one segment an object.
+
+    Args:
+        outputs
+        threshold (float): Defaults to 0.5.
+        mask_threshold (float): Defaults to 0.5.
+        overlap_mask_area_threshold (float): Defaults to 0.8.
+        target_sizes
+        return_coco_annotation (bool): `segmentation` as COCO's run lengths, one a segment. Defaults
+            to False.
+        pixel_mask (Tensor | None)
+        compat (str | None)
+    """
     result = post_process_panoptic_segmentation(
         outputs, threshold, mask_threshold, overlap_mask_area_threshold, None, target_sizes, pixel_mask,
         compat,
@@ -291,7 +431,15 @@ def post_process_segmentation(
     pixel_mask: Tensor | None = None,
 ) -> list[dict[str, Tensor]]:
     """The oldest form: for each image `scores` (K,), `labels` (K,) and `masks` (K, H, W) of 0 and
-    1, which may overlap."""
+    1, which may overlap.
+
+    Args:
+        outputs
+        target_sizes: (B, 2) height, width
+        threshold (float): only scores strictly above are kept. Defaults to 0.9.
+        mask_threshold (float): Defaults to 0.5.
+        pixel_mask (Tensor | None)
+    """
     result = []
     for output in split_outputs(outputs, target_sizes, pixel_mask):
         keep, scores, labels = output.kept(threshold)
@@ -311,7 +459,17 @@ def post_process_instance(
     pixel_mask: Tensor | None = None,  # (B, H, W) where the canvas is larger than the largest image of each
 ) -> list[dict]:
     """The original's `PostProcessSegm`: every query's mask (N, 1, H, W) uint8 is added to its
-    detections."""
+    detections.
+
+    Args:
+        results (list[dict]): what `post_process` returned: changed in place
+        outputs
+        orig_target_sizes (Tensor): (B, 2) of the images as they were
+        max_target_sizes (Tensor): (B, 2) of the images as the network saw them, without padding
+        threshold (float): of a pixel's probability. Defaults to 0.5.
+        pixel_mask (Tensor | None): (B, H, W) where the canvas is larger than the largest image of
+            each
+    """
     masks = outputs.pred_masks.detach().float()
     if len(results) != len(masks):
         raise ValueError(f"{len(results)} results for {len(masks)} images: want one for each")
@@ -333,7 +491,15 @@ def assign_pixels(
     things: Mapping[int, bool],  # a class that is False here is stuff, whose masks become the first of them
     size: Sequence[int],
 ) -> tuple[np.ndarray, list[int]]:
-    "Each pixel's likeliest mask at a size (nearest neighbour), and how many pixels each has."
+    """Each pixel's likeliest mask at a size (nearest neighbour), and how many pixels each has.
+
+    Args:
+        masks (Tensor): (K, h, w) logits
+        labels (Sequence[int])
+        things (Mapping[int, bool]): a class that is False here is stuff, whose masks become the
+            first of them
+        size (Sequence[int])
+    """
     ids = masks.argmax(0) if len(masks) else torch.zeros(masks.shape[1:], dtype=torch.int64)
     first: dict[int, int] = {}
     for k, label in enumerate(labels):
@@ -357,7 +523,18 @@ def post_process_panoptic(
 ) -> list[dict]:
     """The original's `PostProcessPanoptic`: for each image `png_string`, a panoptic PNG whose ids
     count from 0, and `segments_info`: id, isthing, category_id, area. Every pixel belongs to a
-    segment; those of 4 pixels or fewer are dropped."""
+    segment; those of 4 pixels or fewer are dropped.
+
+    Args:
+        outputs
+        processed_sizes: (B, 2) of the images as the network saw them, without padding
+        target_sizes: (B, 2) of the result: as processed
+        is_thing_map (Mapping[int, bool] | None): COCO panoptic's: ids to 90 are things
+        threshold (float): only scores strictly above are kept. Defaults to 0.85.
+        compat (str | None): "transformers": the padding is not cut off
+        pixel_mask (Tensor | None): (B, H, W) where the canvas is larger than the largest image of
+            each
+    """
     things = {i: i <= 90 for i in range(201)} if is_thing_map is None else is_thing_map
     sizes = integer_sizes(processed_sizes, len(outputs.logits))
     as_theirs = check_compat(compat)
@@ -398,7 +575,16 @@ def merge_as_transformers(
     mask_threshold: float, overlap_mask_area_threshold: float, label_ids_to_fuse: Collection[int],
 ) -> tuple[Tensor, list[dict]]:
     """As `merge_masks`, the way transformers does it: no background, score × probability against
-    the threshold, ids that rewind after a fused label; a map of −1 where no query is kept."""
+    the threshold, ids that rewind after a fused label; a map of −1 where no query is kept.
+
+    Args:
+        probabilities (Tensor): (K, H, W) of the kept queries
+        scores (Tensor): (K,)
+        labels (Sequence[int]): (K,)
+        mask_threshold (float)
+        overlap_mask_area_threshold (float)
+        label_ids_to_fuse (Collection[int])
+    """
     if not len(scores): return torch.full(probabilities.shape[1:], -1.0), []
     weighted = probabilities * scores[:, None, None]
     owner = running_max(weighted)[1]
@@ -424,7 +610,11 @@ def merge_as_transformers(
 
 def rle_as_transformers(segmentation: Tensor) -> list[list[int]]:
     """What transformers calls a COCO annotation: starts, counted from 1, and lengths of runs, row
-    by row, of every value of the map."""
+    by row, of every value of the map.
+
+    Args:
+        segmentation (Tensor)
+    """
     result = []
     for value in segmentation.unique():
         pixels = np.concatenate([[0], (segmentation == value).cpu().numpy().ravel().astype(int), [0]])

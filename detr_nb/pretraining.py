@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ from .processor import DetrImageProcessor
 from .scenes import CATEGORIES, SIZE, THINGS, Scene, draw_scene
 
 # %% auto #0
-__all__ = ['cell_targets', 'PretrainingScenes', 'DensePredictor', 'dense_losses', 'pretrain_backbone', 'scenes_config',
-           'scenes_processor', 'init_scenes_detector']
+__all__ = [
+    "pretrain_backbone", "scenes_config", "scenes_processor", "init_scenes_detector"
+]
 
 # %% ../nbs/40_pretraining.ipynb #ceb9f9e3
 def cell_targets(
@@ -33,7 +35,12 @@ def cell_targets(
     stride: int,                  # pixels a cell
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each cell: the share of each category (h, w, 13), and the box (h, w, 4; corners in 0…1 of
-    the image) of the segment at its centre."""
+    the image) of the segment at its centre.
+
+    Args:
+        scene (Scene)
+        stride (int): pixels a cell
+    """
     cells = SIZE // stride
     categories = np.array(scene.category_ids)[scene.segment_map]
     one_hot = (categories[..., None] == np.arange(1 + len(CATEGORIES))).astype(np.float32)
@@ -43,7 +50,13 @@ def cell_targets(
 
 # %% ../nbs/40_pretraining.ipynb #3c935462
 class PretrainingScenes(torch.utils.data.Dataset):
-    "Scenes that nothing else sees, each as image, class mixtures and boxes of its cells."
+    """Scenes that nothing else sees, each as image, class mixtures and boxes of its cells.
+
+    Args:
+        count (int)
+        seed (int)
+        stride (int): Defaults to 8.
+    """
     def __init__(self, count: int, seed: int, stride: int = 8):
         self.count, self.seed, self.stride = count, seed, stride
 
@@ -58,17 +71,25 @@ class PretrainingScenes(torch.utils.data.Dataset):
 # %% ../nbs/40_pretraining.ipynb #f0049c92
 class DensePredictor(nn.Module):
     """Backbone and one 1 × 1 convolution: each cell says what is in it, and where in the image the
-    box of its segment lies."""
-    def __init__(self, backbone: nn.Module):
+    box of its segment lies.
+
+    Args:
+        backbone (Any)
+    """
+    def __init__(self, backbone: Any):
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.head = nn.Conv2d(backbone.feature_info.channels()[-1], 1 + len(CATEGORIES) + 4, 1)
 
     def forward(
         self,
         x: Tensor,  # (B, 3, H, W)
     ) -> tuple[Tensor, Tensor]:
-        "Class logits (B, h, w, 13) and boxes (B, h, w, 4; corners in 0…1 of the image)."
+        """Class logits (B, h, w, 13) and boxes (B, h, w, 4; corners in 0…1 of the image).
+
+        Args:
+            x (Tensor): (B, 3, H, W)
+        """
         logits, boxes = (
             self.head(self.backbone(x)[-1]).permute(0, 2, 3, 1).split([1 + len(CATEGORIES), 4], -1)
         )
@@ -82,7 +103,14 @@ def dense_losses(
     boxes: Tensor,        # (B, h, w, 4) corners in 0…1
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the classes, and 5 · L1 + 1 − GIoU of the boxes: means over all cells, where
-    one of a thing counts as ten of stuff."""
+    one of a thing counts as ten of stuff.
+
+    Args:
+        logits (Tensor): (B, h, w, 13)
+        predicted (Tensor): (B, h, w, 4) corners in 0…1
+        mixture (Tensor): (B, h, w, 13) shares that add up to 1
+        boxes (Tensor): (B, h, w, 4) corners in 0…1
+    """
     weight = 1 + 9 * mixture[..., 1 : 1 + len(THINGS)].sum(-1)
     weight = weight / weight.mean()
     class_loss = -(weight * (mixture * log_softmax(logits, -1)).sum(-1)).mean()
@@ -92,13 +120,28 @@ def dense_losses(
 
 # %% ../nbs/40_pretraining.ipynb #cadd5516
 def pretrain_backbone(
-    path: str | os.PathLike,             # where the weights go (.safetensors, float16); while it runs, its state lies beside it
+    path: str | os.PathLike,             # where the weights go (.safetensors); its state lies beside it
     steps: int = 9000, batch_size: int = 8, lr: float = 2e-3, weight_decay: float = 1e-4, seed: int = 1,
     save_every: int = 500,               # steps
 ) -> list[tuple[float, float]]:          # loss of classes and of boxes at every step
     """Teach the narrow backbone, with ordinary batch norm, what each cell of a scene shows. Its
-    weights are the package's own pretrained backbone. `ValueError` if the state beside it was
-    made with other numbers."""
+    weights are the package's own pretrained backbone.
+
+    Args:
+        path (str | os.PathLike): where the weights go (.safetensors); its state lies beside it
+        steps (int): Defaults to 9000.
+        batch_size (int): Defaults to 8.
+        lr (float): Defaults to 2e-3.
+        weight_decay (float): Defaults to 1e-4.
+        seed (int): Defaults to 1.
+        save_every (int): steps. Defaults to 500.
+
+    Returns:
+        list[tuple[float, float]]: loss of classes and of boxes at every step
+
+    Raises:
+        ValueError: if the state beside it was made with other numbers.
+    """
     from tqdm.auto import tqdm
     torch.manual_seed(seed)
     model = DensePredictor(create_backbone("detr_nb_resnet")).to(memory_format=torch.channels_last).train()
@@ -150,8 +193,12 @@ def pretrain_backbone(
 # %% ../nbs/40_pretraining.ipynb #2a5180aa
 def scenes_config(**changes) -> DetrConfig:
     """The network of the embedded model: 2.0 M parameters, 16 × 16 tokens, one encoder and four
-    decoder layers, 25 queries."""
-    narrow = dict(
+    decoder layers, 25 queries.
+
+    Args:
+        **changes
+    """
+    narrow: dict[str, Any] = dict(
         backbone="detr_nb_resnet", d_model=128, encoder_layers=1, decoder_layers=4,
         encoder_attention_heads=8, decoder_attention_heads=4, encoder_ffn_dim=256, decoder_ffn_dim=256,
         num_queries=25, dropout=0.0, auxiliary_loss=True, batch_invariant=True,
@@ -170,7 +217,13 @@ def init_scenes_detector(
     backbone: str | os.PathLike = ASSETS / "scenes" / "backbone.safetensors",  # its pretrained weights
     seed: int = 0,
 ) -> DetrForObjectDetection:
-    "The embedded model before its first step: a pretrained backbone, everything else random."
+    """The embedded model before its first step: a pretrained backbone, everything else random.
+
+    Args:
+        backbone (str | os.PathLike): its pretrained weights. Defaults to ASSETS / "scenes" /
+            "backbone.safetensors".
+        seed (int): Defaults to 0.
+    """
     torch.manual_seed(seed)
     detector = DetrForObjectDetection(scenes_config(use_pretrained_backbone=False))
     detector.model.backbone.conv_encoder.model.load_state_dict(read_weights(backbone))

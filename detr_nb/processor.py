@@ -36,12 +36,13 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # %% auto #0
-__all__ = ['FORMATS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LAYOUTS', 'read_size', 'pad_images', 'pad_masks', 'BatchFeature',
-           'read_annotations', 'read_layout', 'convert_batch', 'as_list_pairs', 'DetrImageProcessor',
-           'DetrFeatureExtractor']
+__all__ = [
+    "FORMATS", "IMAGENET_MEAN", "IMAGENET_STD", "BatchFeature", "DetrImageProcessor",
+    "DetrFeatureExtractor"
+]
 
 # %% ../nbs/32_processor.ipynb #f6158377
-def _is_whole(value) -> bool:
+def _is_whole(value: Any) -> bool:
     "A whole number, in whatever type; no bool."
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and value == int(value)
 
@@ -49,16 +50,25 @@ def read_size(
     size: int | Sequence[int] | dict[str, int],  # every form that a public `preprocessor_config.json` holds
     max_size: int | None = None,                 # the longest edge, beside a bare number
 ) -> dict[str, int]:
-    "A size as a dictionary. `ValueError` for a form that says nothing."
+    """A size as a dictionary.
+
+    Args:
+        size (int | Sequence[int] | dict[str, int]): every form that a public
+            `preprocessor_config.json` holds
+        max_size (int | None): the longest edge, beside a bare number
+
+    Raises:
+        ValueError: for a form that says nothing.
+    """
     forms = (
         {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"},
         {"max_height", "max_width"},
     )
     read: Any = size
-    if isinstance(size, numbers.Real):
+    if isinstance(read, numbers.Real):
         read = {"shortest_edge": size}
-    elif not isinstance(size, dict) and hasattr(size, "__len__") and len(size) == 2:
-        read = dict(zip(("height", "width"), size))
+    elif not isinstance(read, dict) and hasattr(read, "__len__") and len(read) == 2:
+        read = {"height": read[0], "width": read[1]}
     if isinstance(read, dict):
         read = {k: int(v) if _is_whole(v) else v for k, v in read.items() if v is not None}
         if max_size and set(read) == {"shortest_edge"}:
@@ -81,7 +91,18 @@ def pad_images(
     size: tuple[int, int] | None = None,    # height and width of the canvas: the largest of each
 ) -> tuple[Tensor, Tensor]:                 # (B, 3, H, W) and (B, H, W) int64
     """Images on one canvas, zeros at the bottom and right, and the mask that is 1 where an image
-    is. `ValueError` where `size` is too small."""
+    is.
+
+    Args:
+        images (Sequence[Tensor]): (3, H, W) each, of any sizes
+        size (tuple[int, int] | None): height and width of the canvas: the largest of each
+
+    Returns:
+        tuple[Tensor, Tensor]: (B, 3, H, W) and (B, H, W) int64
+
+    Raises:
+        ValueError: where `size` is too small.
+    """
     height, width = size or (max(i.shape[1] for i in images), max(i.shape[2] for i in images))
     dtype = functools.reduce(torch.promote_types, (image.dtype for image in images))
     pixel_values = torch.zeros(len(images), 3, height, width, dtype=dtype, device=images[0].device)
@@ -99,7 +120,15 @@ def pad_masks(
     masks: Tensor,          # (T, H, W) bool
     size: tuple[int, int],  # height and width of the canvas
 ) -> Tensor:                # (T, *size) bool
-    "Masks on the canvas of their image's batch."
+    """Masks on the canvas of their image's batch.
+
+    Args:
+        masks (Tensor): (T, H, W) bool
+        size (tuple[int, int]): height and width of the canvas
+
+    Returns:
+        Tensor: (T, *size) bool
+    """
     return torch.nn.functional.pad(masks, (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1]))
 
 # %% ../nbs/32_processor.ipynb #8438cc06
@@ -113,7 +142,11 @@ class BatchFeature(dict):
         self,
         device,  # or dtype: then only floating point tensors change
     ) -> BatchFeature:
-        "The same with every tensor moved, those in labels too."
+        """The same with every tensor moved, those in labels too.
+
+        Args:
+            device: or dtype: then only floating point tensors change
+        """
         def move(value):
             if isinstance(value, dict): return {k: move(v) for k, v in value.items()}
             if isinstance(value, (list, tuple)): return [move(v) for v in value]
@@ -132,10 +165,22 @@ def read_annotations(
     format: str,                  # "coco_detection" or "coco_panoptic"
     channels_first: bool | None = None,
     masks: bool | None = None,    # draw masks too: by default those of panoptic annotations only
-    masks_path: str | os.PathLike | None = None,  # folder of the panoptic PNGs
+    masks_path: Any = None,       # folder of the panoptic PNGs
 ) -> list[dict[str, Tensor]]:
     """COCO annotations as targets, boxes as corners in pixels; one warning for all boxes that have
-    no area inside their image. `ValueError` for an annotation of the other format."""
+    no area inside their image.
+
+    Args:
+        images (Sequence): as `to_rgb_tensor` takes them
+        annotations (Sequence[dict]): COCO's, one dict an image, with the keys of `FORMATS`
+        format (str): "coco_detection" or "coco_panoptic"
+        channels_first (bool | None)
+        masks (bool | None): draw masks too: by default those of panoptic annotations only
+        masks_path (Any): folder of the panoptic PNGs
+
+    Raises:
+        ValueError: for an annotation of the other format.
+    """
     panoptic = format == "coco_panoptic"
     if panoptic and masks_path is None:
         raise ValueError("masks_path=None: want the folder of the panoptic PNGs")
@@ -171,7 +216,19 @@ def read_layout(
     layout: Any,   # "channels_first", "channels_last", None, or transformers' own enumeration
     *allowed: bool | None,
 ) -> bool | None:  # channels first; None: to be seen
-    "Where an array has its channels. `ValueError` names the argument for another word."
+    """Where an array has its channels.
+
+    Args:
+        name (str): of the argument, for messages
+        layout (Any): "channels_first", "channels_last", None, or transformers' own enumeration
+        *allowed (bool | None)
+
+    Returns:
+        bool | None: channels first; None: to be seen
+
+    Raises:
+        ValueError: names the argument for another word.
+    """
     key = str(getattr(layout, "value", layout)).lower()
     if key not in LAYOUTS or LAYOUTS[key] not in allowed:
         raise ValueError(
@@ -187,7 +244,14 @@ def convert_batch(
     return_tensors: str | None, # "pt", "np" or None
 ) -> BatchFeature:
     """A batch as the user asks for it: stacked tensors, stacked arrays, or lists of tensors.
-    `ValueError` for another word."""
+
+    Args:
+        batch (BatchFeature): tensors; images that are not padded as a list of them
+        return_tensors (str | None): "pt", "np" or None
+
+    Raises:
+        ValueError: for another word.
+    """
     if return_tensors is None: return BatchFeature({k: list(v) for k, v in batch.items()})
     if return_tensors not in ("pt", "np"):
         raise ValueError(f"return_tensors={return_tensors!r}: want 'pt', 'np' or None")
@@ -211,8 +275,15 @@ def as_list_pairs(
     images,       # one image or many: PIL, numpy or torch
     annotations,  # one dict, a list of them, or None
 ) -> tuple[list, list | None]:
-    """Images and their annotations as lists of the same length. `ValueError` where they are not, or
-    where there is no image."""
+    """Images and their annotations as lists of the same length.
+
+    Args:
+        images: one image or many: PIL, numpy or torch
+        annotations: one dict, a list of them, or None
+
+    Raises:
+        ValueError: where they are not, or where there is no image.
+    """
     one = isinstance(images, (Image.Image, np.ndarray, Tensor)) and getattr(images, "ndim", 3) != 4
     images = [images] if one else list(images)
     if not images: raise ValueError("images is empty: want at least one image")
@@ -225,7 +296,28 @@ def as_list_pairs(
 # %% ../nbs/32_processor.ipynb #36acf835
 class DetrImageProcessor:
     """Images of any kind and size → a padded batch that DETR takes; its outputs → boxes, labels and
-    masks in the pixels of those images. `ValueError` for a setting that cannot be."""
+    masks in the pixels of those images.
+
+    Args:
+        size (int | Sequence[int] | dict[str, int] | None): shortest edge 800, longest 1333
+        max_size (int | None): beside a bare number: 1333
+        do_resize (bool): Defaults to True.
+        do_rescale (bool): Defaults to True.
+        rescale_factor (float): Defaults to 1 / 255.
+        do_normalize (bool): Defaults to True.
+        image_mean (Sequence[float]): Defaults to IMAGENET_MEAN.
+        image_std (Sequence[float]): Defaults to IMAGENET_STD.
+        do_convert_annotations (bool | None): boxes as centre and size in 0…1: as do_normalize
+        do_pad (bool): Defaults to True.
+        pad_size (dict[str, int] | None): height and width of every canvas
+        format (str): of annotations: this or "coco_panoptic". Defaults to "coco_detection".
+        box_frame (str): what 0…1 of a box runs over: this, or the padded "canvas". Defaults to
+            "image".
+        resample (int): bilinear, the only one. Defaults to 2.
+
+    Raises:
+        ValueError: for a setting that cannot be.
+    """
     model_input_names = ["pixel_values", "pixel_mask"]
 
     def __init__(
@@ -242,7 +334,7 @@ class DetrImageProcessor:
         do_pad: bool = True,
         pad_size: dict[str, int] | None = None, # height and width of every canvas
         format: str = "coco_detection",         # of annotations: this or "coco_panoptic"
-        box_frame: str = "image",               # what 0…1 of a box runs over: the image, or the padded "canvas" as in transformers
+        box_frame: str = "image",               # what 0…1 of a box runs over: this, or the padded "canvas"
         resample: int = 2,                      # bilinear, the only one
     ):
         if box_frame not in ("image", "canvas"):
@@ -282,7 +374,12 @@ class DetrImageProcessor:
         values: dict[str, Any],  # keys of the public file, of any year
         **changes,               # settings to set after; one that is None changes nothing
     ) -> Self:
-        "A processor from the public file's keys. A key that is no setting is kept in `extra`."
+        """A processor from the public file's keys. A key that is no setting is kept in `extra`.
+
+        Args:
+            values (dict[str, Any]): keys of the public file, of any year
+            **changes: settings to set after; one that is None changes nothing
+        """
         values = {
             k: v for k, v in values.items() if k not in ("image_processor_type", "feature_extractor_type")
         }
@@ -298,7 +395,11 @@ class DetrImageProcessor:
         self,
         folder: str | os.PathLike,
     ) -> None:
-        "Write `preprocessor_config.json` into a folder, whole or not at all."
+        """Write `preprocessor_config.json` into a folder, whole or not at all.
+
+        Args:
+            folder (str | os.PathLike)
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_json(self.to_dict(), Path(folder) / "preprocessor_config.json", pretty=True)
 
@@ -311,7 +412,14 @@ class DetrImageProcessor:
         local_files_only: bool = False,  # hub: only what was fetched before
         **changes,                       # settings to set after
     ) -> Self:
-        "The processor of a checkpoint."
+        """The processor of a checkpoint.
+
+        Args:
+            name (str | os.PathLike): a folder, a hub name, or the embedded "scenes"
+            revision (str | None): hub: branch, tag or commit
+            local_files_only (bool): hub: only what was fetched before. Defaults to False.
+            **changes: settings to set after
+        """
         path = find_file(
             name, "preprocessor_config.json", revision=revision, local_files_only=local_files_only
         )
@@ -324,7 +432,16 @@ class DetrImageProcessor:
         channels_first: bool | None = None,       # of an array; None: decided by the shape
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """One image, resized, rescaled and normalised (3, H, W) float32, and its target, boxes as
-        centre and size relative to it. `ValueError` for an image without pixels."""
+        centre and size relative to it.
+
+        Args:
+            image (Image.Image | np.ndarray | Tensor)
+            target (dict[str, Tensor] | None): boxes (T, 4) corners in pixels, masks (T, H, W)
+            channels_first (bool | None): of an array; None: decided by the shape
+
+        Raises:
+            ValueError: for an image without pixels.
+        """
         pixels = to_rgb_tensor(image, channels_first)
         height, width = pixels.shape[-2:]
         if not height or not width:
@@ -349,7 +466,11 @@ class DetrImageProcessor:
         items: Sequence[tuple[Tensor, dict[str, Tensor] | None]],  # what `encode` returns
     ) -> BatchFeature:
         """Encoded images as a batch: pixel_values (B, 3, H, W), pixel_mask (B, H, W) and, with
-        targets, labels."""
+        targets, labels.
+
+        Args:
+            items (Sequence[tuple[Tensor, dict[str, Tensor] | None]]): what `encode` returns
+        """
         images, targets = zip(*items)
         pixel_values, pixel_mask = pad_images(images, self.pad_size)
         batch = BatchFeature(pixel_values=pixel_values, pixel_mask=pixel_mask)
@@ -369,7 +490,7 @@ class DetrImageProcessor:
         self,
         images,                                # one image or a list: PIL, numpy or torch
         annotations=None,                      # COCO's, one dict an image, with the keys of `FORMATS`
-        return_segmentation_masks: bool | None = None,  # labels with masks (T, H, W): of panoptic annotations, not of detection ones
+        return_segmentation_masks: bool | None = None,  # None: of panoptic annotations only
         masks_path: str | os.PathLike | None = None,    # folder of the panoptic PNGs
         return_tensors: str | None = None,     # "pt" or "np": a stacked batch; None: a list of tensors
         input_data_format: str | None = None,  # "channels_first" or "channels_last"; None: decided by the shape
@@ -377,8 +498,22 @@ class DetrImageProcessor:
         **changes,                             # of the processor's own settings, for this call; None: as it is
     ) -> BatchFeature:
         """`pixel_values`, `pixel_mask` and, with annotations, `labels`: class_labels, boxes (centre
-        and size in 0…1), area, iscrowd, image_id, orig_size, size, and masks. `ValueError` for
-        arguments that do not fit each other."""
+        and size in 0…1), area, iscrowd, image_id, orig_size, size, and masks.
+
+        Args:
+            images: one image or a list: PIL, numpy or torch
+            annotations: COCO's, one dict an image, with the keys of `FORMATS`
+            return_segmentation_masks (bool | None): None: of panoptic annotations only
+            masks_path (str | os.PathLike | None): folder of the panoptic PNGs
+            return_tensors (str | None): "pt" or "np": a stacked batch; None: a list of tensors
+            input_data_format (str | None): "channels_first" or "channels_last"; None: decided by
+                the shape
+            data_format (str): of pixel_values, the only one. Defaults to "channels_first".
+            **changes: of the processor's own settings, for this call; None: as it is
+
+        Raises:
+            ValueError: for arguments that do not fit each other.
+        """
         if changes:
             arguments = (
                 return_segmentation_masks, masks_path, return_tensors, input_data_format, data_format,
@@ -406,7 +541,12 @@ class DetrImageProcessor:
         pixel_values_list: Sequence,        # (3, H, W) each
         return_tensors: str | None = None,  # "pt", "np" or None
     ) -> BatchFeature:
-        "Images that are already normalised, padded to one canvas, with their mask."
+        """Images that are already normalised, padded to one canvas, with their mask.
+
+        Args:
+            pixel_values_list (Sequence): (3, H, W) each
+            return_tensors (str | None): "pt", "np" or None
+        """
         tensors = [
             torch.as_tensor(np.array(p) if isinstance(p, np.ndarray) else p) for p in pixel_values_list
         ]
@@ -421,7 +561,15 @@ class DetrImageProcessor:
         pixel_mask: Tensor | None = None,  # (B, H, W); with `box_frame="canvas"`: which part of the canvas is the image
     ) -> list[dict[str, Tensor]]:
         """For each image `scores` (K,), `labels` (K,) and `boxes` (K, 4; corners in pixels), in the
-        order of the queries."""
+        order of the queries.
+
+        Args:
+            outputs: with `logits` (B, N, C + 1) and `pred_boxes` (B, N, 4)
+            threshold (float): only scores strictly above are kept. Defaults to 0.5.
+            target_sizes: (B, 2) height, width of the original images; None: boxes stay in 0…1
+            pixel_mask (Tensor | None): (B, H, W); with `box_frame="canvas"`: which part of the
+                canvas is the image
+        """
         mask = pixel_mask if self.box_frame == "canvas" else None
         return post_processing.post_process_object_detection(outputs, threshold, target_sizes, mask)
 
@@ -431,7 +579,13 @@ class DetrImageProcessor:
         target_sizes,                      # (B, 2) height, width of the original images
         pixel_mask: Tensor | None = None,  # as for `post_process_object_detection`
     ) -> list[dict[str, Tensor]]:
-        "The older name: every query's detection, none left out."
+        """The older name: every query's detection, none left out.
+
+        Args:
+            outputs: as for `post_process_object_detection`
+            target_sizes: (B, 2) height, width of the original images
+            pixel_mask (Tensor | None): as for `post_process_object_detection`
+        """
         return self.post_process_object_detection(outputs, -1.0, target_sizes, pixel_mask)
 
     post_process_semantic_segmentation = staticmethod(post_processing.post_process_semantic_segmentation)
@@ -443,7 +597,12 @@ class DetrImageProcessor:
 
 # %% ../nbs/32_processor.ipynb #f6d6eb44
 class DetrFeatureExtractor(DetrImageProcessor):
-    "The older name of `DetrImageProcessor`; warns once."
+    """The older name of `DetrImageProcessor`; warns once.
+
+    Args:
+        *arguments
+        **settings
+    """
     warned = False
 
     def __init__(self, *arguments, **settings):

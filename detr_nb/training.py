@@ -25,22 +25,46 @@ from torch.utils.data import DataLoader, Dataset
 from .checkpoints import save_checkpoint
 from .config import DetrConfig
 from .data import detection_target, panoptic_target
-from .detector import DetrForObjectDetection, image_tokens, learned_states, predict_from, transform
-from .evaluation import evaluating, metrics
+from detr_nb.detector import (
+    DetrForObjectDetection, evaluating, image_tokens, learned_states, predict_from, transform,
+)
+from .evaluation import metrics
 from .files import atomic
 from .mask_head import DetrForSegmentation
 from .processor import BatchFeature, DetrImageProcessor
 from .transforms import random_scale, to_rgb_tensor
 
 # %% auto #0
-__all__ = ['RECIPES', 'Recipe', 'coco_config', 'GroupedQueries', 'MaskLearner', 'as_learner', 'make_optimizer', 'StepSampler',
-           'drop_crowds', 'TrainingImages', 'read_log', 'Log', 'TrainState', 'train_step', 'check_categories',
-           'count_steps', 'find_checkpoint', 'make_accelerator', 'RunningMeans', 'train', 'Recorder']
+__all__ = [
+    "RECIPES", "Recipe", "coco_config", "make_optimizer", "StepSampler", "TrainingImages",
+    "read_log", "Log", "TrainState", "train_step", "train", "Recorder"
+]
 
 # %% ../nbs/41_training.ipynb #93f105fb
 @dataclass(frozen=True)
 class Recipe:
-    "How to train. The defaults are the original's, for an ImageNet backbone and COCO."
+    """How to train. The defaults are the original's, for an ImageNet backbone and COCO.
+
+    Attributes:
+        steps (int | None): length in steps …
+        epochs (float): … or, where steps is None, in passes over the data. Defaults to 300.
+        stop (int | None): the last step, where the schedule is left early
+        batch_size (int): of all processes together. Defaults to 16.
+        lr (float): Defaults to 1e-4.
+        backbone_lr (float): Defaults to 1e-5.
+        weight_decay (float): Defaults to 1e-4.
+        clip (float): largest norm of the gradient. Defaults to 0.1.
+        schedule (str): "step": × 0.1 after the share `drop`; "cosine": down to 0. Defaults to
+            "step".
+        drop (float): Defaults to 2 / 3.
+        warmup (float): share of the steps in which the rate rises from 0. Defaults to 0.0.
+        augment (bool): flip, random size, random crop. Defaults to True.
+        query_groups (int): sets of queries that learn side by side; only the first is kept.
+            Defaults to 1.
+        ema (float): decay of the average of the weights that is kept; 0: none. Defaults to 0.0.
+        evaluations (int): while training, evenly spaced. Defaults to 30.
+        seed (int): Defaults to 0.
+    """
     steps: int | None = None        # length in steps …
     epochs: float = 300             # … or, where steps is None, in passes over the data
     stop: int | None = None         # the last step, where the schedule is left early
@@ -54,8 +78,7 @@ class Recipe:
     warmup: float = 0.0             # share of the steps in which the rate rises from 0
     augment: bool = True            # flip, random size, random crop
     query_groups: int = 1           # sets of queries that learn side by side; only the first is kept
-    # decay of the moving average of the weights that is evaluated and saved; 0: none
-    ema: float = 0.0
+    ema: float = 0.0                              # decay of the average of the weights that is kept; 0: none
     evaluations: int = 30           # while training, evenly spaced
     seed: int = 0
 
@@ -75,13 +98,23 @@ RECIPES = {
 # %% ../nbs/41_training.ipynb #69c23997
 def coco_config(**changes) -> DetrConfig:
     """The published network as the original trains it: auxiliary losses, dropout inside attention
-    and perceptron too."""
-    return DetrConfig(**dict(auxiliary_loss=True, attention_dropout=0.1, activation_dropout=0.1) | changes)
+    and perceptron too.
+
+    Args:
+        **changes
+    """
+    learning: dict[str, Any] = dict(auxiliary_loss=True, attention_dropout=0.1, activation_dropout=0.1)
+    return DetrConfig(**learning | changes)
 
 # %% ../nbs/41_training.ipynb #227fc95c
 class GroupedQueries(nn.Module):
     """A detector with further sets of queries that look at the same image but not at each other,
-    each matched on its own (Chen et al., "Group DETR", 2022). They only exist while training."""
+    each matched on its own (Chen et al., "Group DETR", 2022). They only exist while training.
+
+    Args:
+        detector (DetrForObjectDetection)
+        groups (int)
+    """
     def __init__(self, detector: DetrForObjectDetection, groups: int):
         super().__init__()
         self.detector, self.groups = detector, groups
@@ -95,7 +128,14 @@ class GroupedQueries(nn.Module):
         pixel_mask: Tensor,               # (B, H, W) 1 where the image is real
         labels: list[dict[str, Tensor]],  # B of: class_labels (T,), boxes (T, 4) centre and size in 0…1
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        "The loss, averaged over the groups, and its parts."
+        """The loss, averaged over the groups, and its parts.
+
+        Args:
+            pixel_values (Tensor): (B, 3, H, W) normalised
+            pixel_mask (Tensor): (B, H, W) 1 where the image is real
+            labels (list[dict[str, Tensor]]): B of: class_labels (T,), boxes (T, 4) centre and size
+                in 0…1
+        """
         model = self.detector.model
         tokens = image_tokens(model, pixel_values, pixel_mask)[1]
         # (G, N, d)
@@ -115,7 +155,11 @@ class GroupedQueries(nn.Module):
 # %% ../nbs/41_training.ipynb #09c22cd2
 class MaskLearner(nn.Module):
     """A segmentation model that returns its loss: several processes can only share a module's
-    `forward`."""
+    `forward`.
+
+    Args:
+        segmenter (DetrForSegmentation)
+    """
     def __init__(self, segmenter: DetrForSegmentation):
         super().__init__()
         self.segmenter = segmenter
@@ -126,15 +170,31 @@ class MaskLearner(nn.Module):
         pixel_mask: Tensor,               # (B, H, W) 1 where the image is real
         labels: list[dict[str, Tensor]],  # B of: class_labels (T,), boxes (T, 4), masks (T, H, W)
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        "The loss and its parts, with masks for the matched queries alone."
+        """The loss and its parts, with masks for the matched queries alone.
+
+        Args:
+            pixel_values (Tensor): (B, 3, H, W) normalised
+            pixel_mask (Tensor): (B, H, W) 1 where the image is real
+            labels (list[dict[str, Tensor]]): B of: class_labels (T,), boxes (T, 4), masks (T, H, W)
+        """
         return self.segmenter.training_loss(pixel_values, pixel_mask, labels)
 
 def as_learner(
     model: DetrForObjectDetection | DetrForSegmentation,
     recipe: Recipe,
 ) -> nn.Module:  # pixel_values, pixel_mask, labels → loss and its parts
-    """What a step of training calls. `ValueError` for several sets of queries where masks are
-    learned."""
+    """What a step of training calls.
+
+    Args:
+        model (DetrForObjectDetection | DetrForSegmentation)
+        recipe (Recipe)
+
+    Returns:
+        nn.Module: pixel_values, pixel_mask, labels → loss and its parts
+
+    Raises:
+        ValueError: for several sets of queries where masks are learned.
+    """
     if not isinstance(model, DetrForSegmentation): return GroupedQueries(model, recipe.query_groups)
     if recipe.query_groups != 1:
         raise ValueError(f"query_groups={recipe.query_groups}: want 1 where masks are learned")
@@ -146,8 +206,16 @@ def make_optimizer(
     recipe: Recipe,
     steps: int,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with a rate of its own for the backbone, and the schedule. `ValueError` for an unknown
-    schedule."""
+    """AdamW with a rate of its own for the backbone, and the schedule.
+
+    Args:
+        model (nn.Module)
+        recipe (Recipe)
+        steps (int)
+
+    Raises:
+        ValueError: for an unknown schedule.
+    """
     if recipe.schedule not in ("step", "cosine"):
         raise ValueError(f"schedule={recipe.schedule!r}: want 'step' or 'cosine'")
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -165,7 +233,17 @@ def make_optimizer(
 # %% ../nbs/41_training.ipynb #5846fd48
 class StepSampler:
     """The draws (image, number) of every step: a new order each pass, every process its share, and
-    after a resume just what would have come."""
+    after a resume just what would have come.
+
+    Args:
+        length (int): images in the dataset
+        batch_size (int): of this process
+        seed (int)
+        start (int): first step
+        stop (int): step after the last
+        rank (int): Defaults to 0.
+        world (int): Defaults to 1.
+    """
     def __init__(
         self,
         length: int,      # images in the dataset
@@ -201,7 +279,11 @@ class StepSampler:
 def drop_crowds(
     target: dict[str, Tensor],  # what `panoptic_target` returns
 ) -> dict[str, Tensor]:
-    "A target without its crowds: nobody learns from them."
+    """A target without its crowds: nobody learns from them.
+
+    Args:
+        target (dict[str, Tensor]): what `panoptic_target` returns
+    """
     keep = target["iscrowd"] == 0
     return target | {
         k: target[k][keep] for k in ("boxes", "class_labels", "area", "iscrowd", "masks") if k in target
@@ -210,7 +292,14 @@ def drop_crowds(
 # %% ../nbs/41_training.ipynb #31b38859
 class TrainingImages(Dataset):
     """Images as the model trains on them. An item is asked for by image *and* by the number of the
-    draw, which seeds its augmentation: the same draw is the same in any process."""
+    draw, which seeds its augmentation: the same draw is the same in any process.
+
+    Args:
+        dataset (Any)
+        processor (DetrImageProcessor)
+        recipe (Recipe)
+        masks (bool): Defaults to False.
+    """
     def __init__(self, dataset: Any, processor: DetrImageProcessor, recipe: Recipe, masks: bool = False):
         self.dataset = dataset
         self.processor = copy.copy(processor)
@@ -238,7 +327,11 @@ def read_log(
     path: str | os.PathLike,
 ) -> list[dict[str, float]]:
     """The rows of a training log; a number that a row does not have is left out, and so is a last
-    row that was cut off."""
+    row that was cut off.
+
+    Args:
+        path (str | os.PathLike)
+    """
     text = Path(path).read_text()
     try:
         return [
@@ -251,7 +344,12 @@ def read_log(
 # %% ../nbs/41_training.ipynb #e676a618
 class Log:
     """Rows of numbers in a CSV file and, where tensorboard is installed, in its event files. Rows
-    after `step` of an earlier run are taken back."""
+    after `step` of an earlier run are taken back.
+
+    Args:
+        folder (Path)
+        step (int)
+    """
     columns = (
         "step", "pictures", "lr", "grad_norm", "loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask",
         "loss_dice", "cardinality_error", "AP", "AP50", "AP75", "AP things", "mask AP", "mask AP things",
@@ -273,12 +371,14 @@ class Log:
 
     def _append(self, path: Path, rows: list[dict[str, float]]) -> None:
         with open(path, "a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerows(
-                {k: f"{v:.6g}" for k, v in row.items()} for row in rows
-            )
+            csv.DictWriter(file, self.columns).writerows([{k: f"{v:.6g}" for k, v in row.items()} for row in rows])
 
     def write(self, row: dict[str, float]) -> None:
-        "Add a row."
+        """Add a row.
+
+        Args:
+            row (dict[str, float])
+        """
         self._append(self.path, [row])
         for name, value in row.items() if self.events else ():
             self.events.add_scalar(name, value, int(row["step"]))
@@ -286,7 +386,14 @@ class Log:
 # %% ../nbs/41_training.ipynb #7a5dfb93
 class TrainState:
     """All that the next step depends on. What learns is the detector, wrapped as its recipe wants
-    it."""
+    it.
+
+    Args:
+        detector (DetrForObjectDetection | DetrForSegmentation)
+        recipe (Recipe)
+        steps (int): length of the schedule
+        device (torch.device | str): Defaults to "cpu".
+    """
     def __init__(
         self,
         detector: DetrForObjectDetection | DetrForSegmentation,
@@ -297,7 +404,7 @@ class TrainState:
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
         self.detector, self.recipe, self.step = detector, recipe, 0
         # type: ignore[call-overload]
-        self.learner = as_learner(detector, recipe).to(device, memory_format=torch.channels_last)
+        self.learner: Any = as_learner(detector, recipe).to(device, memory_format=torch.channels_last)
         self.optimizer, self.schedule = make_optimizer(self.learner, recipe, steps)
         self.average = (
             AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
@@ -316,12 +423,23 @@ class TrainState:
         return {name: part for name, part in parts.items() if part is not None}
 
     def save(self, path: Path) -> None:
-        "Write a checkpoint, whole or not at all."
+        """Write a checkpoint, whole or not at all.
+
+        Args:
+            path (Path)
+        """
         values = {name: part.state_dict() for name, part in self._parts().items()}
         save_checkpoint(values | {"step": self.step, "recipe": asdict(self.recipe)}, path)
 
     def load(self, path: Path) -> None:
-        "Go on from a checkpoint, wherever it was made. `ValueError` if another recipe made it."
+        """Go on from a checkpoint, wherever it was made.
+
+        Args:
+            path (Path)
+
+        Raises:
+            ValueError: if another recipe made it.
+        """
         values = torch.load(path, map_location="cpu", weights_only=True)
         if values["recipe"] != asdict(self.recipe):
             raise ValueError(f"{path} was made with another recipe: {values['recipe']}")
@@ -338,7 +456,18 @@ def train_step(
     accelerator,
 ) -> dict[str, Tensor]:
     """One step of gradient descent. Returns the loss, the gradient's norm before it was clipped,
-    and the last layer's parts of the loss. `FloatingPointError` when the loss is not finite."""
+    and the last layer's parts of the loss.
+
+    Args:
+        state (TrainState)
+        model (nn.Module): the state's learner, as Accelerate prepared it
+        optimizer: and its optimizer
+        batch (BatchFeature)
+        accelerator
+
+    Raises:
+        FloatingPointError: when the loss is not finite.
+    """
     images = batch.pixel_values.contiguous(memory_format=torch.channels_last)
     loss, parts = model(images, batch.pixel_mask, batch.labels)
     if not loss.isfinite(): raise FloatingPointError(f"step {state.step + 1}: the loss is {loss.item()}")
@@ -359,7 +488,12 @@ def check_categories(
     model: DetrForObjectDetection | DetrForSegmentation,
     dataset: Any,  # with `id2label`
 ) -> None:
-    "`ValueError` where the data has a category that the model has no place for."
+    """`ValueError` where the data has a category that the model has no place for.
+
+    Args:
+        model (DetrForObjectDetection | DetrForSegmentation)
+        dataset (Any): with `id2label`
+    """
     ids = sorted(dataset.id2label)
     if ids and (ids[-1] >= model.config.num_labels or ids[0] < 0):
         found = (
@@ -372,7 +506,15 @@ def count_steps(
     recipe: Recipe,
     images: int,  # in the dataset
 ) -> int:
-    "How long a recipe is on this data. `ValueError` where there is nothing to do."
+    """How long a recipe is on this data.
+
+    Args:
+        recipe (Recipe)
+        images (int): in the dataset
+
+    Raises:
+        ValueError: where there is nothing to do.
+    """
     if not images: raise ValueError("dataset is empty: want at least one image")
     steps = math.ceil(recipe.epochs * images / recipe.batch_size) if recipe.steps is None else recipe.steps
     if steps < 1: raise ValueError(f"steps={steps}: want at least 1")
@@ -382,8 +524,19 @@ def find_checkpoint(
     out: Path,     # folder of the run
     resume: bool,
 ) -> Path:         # out/checkpoint.pt
-    """Where a run's checkpoint is, or will be. `FileExistsError` for a run that is not to be
-    resumed, `FileNotFoundError` for one to be resumed that does not exist."""
+    """Where a run's checkpoint is, or will be.
+
+    Args:
+        out (Path): folder of the run
+        resume (bool)
+
+    Returns:
+        Path: out/checkpoint.pt
+
+    Raises:
+        FileExistsError: for a run that is not to be resumed.
+        FileNotFoundError: for one to be resumed that does not exist.
+    """
     path = out / "checkpoint.pt"
     if path.exists() and not resume:
         raise FileExistsError(
@@ -393,8 +546,14 @@ def find_checkpoint(
     return path
 
 def make_accelerator(batch_size: int):
-    """Accelerate's view of this process and its siblings. `ValueError` if they cannot share a batch
-    evenly."""
+    """Accelerate's view of this process and its siblings.
+
+    Args:
+        batch_size (int)
+
+    Raises:
+        ValueError: if they cannot share a batch evenly.
+    """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
     # said aloud, or Accelerate takes two processes on CPUs for two runs
@@ -408,13 +567,21 @@ def make_accelerator(batch_size: int):
     return accelerator
 
 class RunningMeans:
-    "Means of a training's numbers since they were last taken, over all processes."
+    """Means of a training's numbers since they were last taken, over all processes.
+
+    Args:
+        accelerator
+    """
     def __init__(self, accelerator):
         self.accelerator = accelerator
         self.values: dict[str, list[float]] = {}
 
     def add(self, numbers: dict[str, Tensor]) -> None:
-        "Note the numbers of a step."
+        """Note the numbers of a step.
+
+        Args:
+            numbers (dict[str, Tensor])
+        """
         for name, value in numbers.items():
             self.values.setdefault(name, []).append(float(value.detach()))
 
@@ -437,11 +604,32 @@ def train(
     resume: bool = False,                  # go on from out/checkpoint.pt
     workers: int = 0,                      # processes that prepare images
     stop_after: int | None = None,         # leave at this step, as if interrupted
-    callback: Callable[[int, Any], None] | None = None,  # called with step and model before the first and at every evaluation
+    callback: Callable[[int, Any], None] | None = None,  # called with step and model, at step 0 and evaluations
 ) -> Path:                                 # the folder with the trained model, hub layout
     """Train a detector, on one process or, under `accelerate launch`, on many. A run that exists is
-    only touched with `resume`. `FloatingPointError` when the loss is not finite. `ValueError`
-    for data or a recipe that do not fit the model."""
+    only touched with `resume`.
+
+    Args:
+        detector (DetrForObjectDetection | DetrForSegmentation): masks are learned too; of a frozen
+            detector, they alone
+        dataset (Any): `CocoDetection`, `CocoPanoptic` or `SceneDetection`
+        out (str | os.PathLike): folder of the run: log.csv, checkpoint.pt, model/
+        recipe (Recipe): Defaults to RECIPES["coco"].
+        processor (DetrImageProcessor | None)
+        val (Any): such a dataset, evaluated while training
+        resume (bool): go on from out/checkpoint.pt. Defaults to False.
+        workers (int): processes that prepare images. Defaults to 0.
+        stop_after (int | None): leave at this step, as if interrupted
+        callback (Callable[[int, Any], None] | None): called with step and model, at step 0 and
+            evaluations
+
+    Returns:
+        Path: the folder with the trained model, hub layout
+
+    Raises:
+        FloatingPointError: when the loss is not finite.
+        ValueError: for data or a recipe that do not fit the model.
+    """
     from accelerate.utils import set_seed
     from tqdm.auto import tqdm
     out = Path(out)
@@ -504,7 +692,13 @@ def train(
 # %% ../nbs/41_training.ipynb #fd138134
 class Recorder:
     """What every query predicts for a few images at several moments of a training, kept in one
-    small file."""
+    small file.
+
+    Args:
+        path (str | os.PathLike)
+        dataset (Any)
+        processor (DetrImageProcessor)
+    """
     def __init__(self, path: str | os.PathLike, dataset: Any, processor: DetrImageProcessor):
         self.path = Path(path)
         self.moments = []
@@ -516,7 +710,12 @@ class Recorder:
     @torch.inference_mode()
     def __call__(self, step: int, model: nn.Module) -> None:
         """Keep boxes (P, N, 4) float16, probabilities (P, N, C + 1) and the last layer's
-        cross-attention (P, N, h, w), mean of heads over its maximum, both in 0…255."""
+        cross-attention (P, N, h, w), mean of heads over its maximum, both in 0…255.
+
+        Args:
+            step (int)
+            model (nn.Module)
+        """
         batch = self.batch.to(next(model.parameters()).device)
         with evaluating(model):
             outputs = model(batch.pixel_values, batch.pixel_mask, output_attentions=True)

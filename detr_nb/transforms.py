@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,9 @@ from .data import clip_boxes
 from .files import to_rgb
 
 # %% auto #0
-__all__ = ['to_rgb_tensor', 'resized_size', 'resize_binary', 'resize', 'flip', 'crop', 'random_scale']
+__all__ = [
+    "to_rgb_tensor", "resized_size", "resize", "flip", "crop", "random_scale"
+]
 
 # %% ../nbs/30_transforms.ipynb #e68a8b84
 def to_rgb_tensor(
@@ -24,7 +28,16 @@ def to_rgb_tensor(
     channels_first: bool | None = None,        # None: decided by the shape
 ) -> Tensor:                                   # (3, H, W)
     """An image as a tensor of three channels. Grey is repeated, transparency is dropped; numbers
-    and dtype stay."""
+    and dtype stay.
+
+    Args:
+        image (Image.Image | np.ndarray | Tensor): any mode; or (H, W), (H, W, C), (C, H, W) with C
+            1, 3 or 4
+        channels_first (bool | None): None: decided by the shape
+
+    Returns:
+        Tensor: (3, H, W)
+    """
     if isinstance(image, Image.Image): return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise TypeError(
@@ -49,8 +62,20 @@ def resized_size(
     height: int, width: int,  # of the image
     size: dict[str, int],     # shortest_edge (and longest_edge); height and width; or max_height and max_width
 ) -> tuple[int, int]:         # height, width
-    """What an image is resized to. Rounds as the public processor does, to the pixel. `ValueError`
-    for other keys."""
+    """What an image is resized to. Rounds as the public processor does, to the pixel.
+
+    Args:
+        height (int): of the image
+        width (int): of the image
+        size (dict[str, int]): shortest_edge (and longest_edge); height and width; or max_height and
+            max_width
+
+    Returns:
+        tuple[int, int]: height, width
+
+    Raises:
+        ValueError: for other keys.
+    """
     if "shortest_edge" in size:
         shortest = size["shortest_edge"]
         limit = size.get("longest_edge")
@@ -75,22 +100,35 @@ def resized_size(
 # %% ../nbs/30_transforms.ipynb #45e1bfdd
 def resize_binary(
     masks: Tensor,          # (T, H, W) bool
-    size: tuple[int, int],
+    size: Sequence[int],    # height, width
 ) -> Tensor:                # (T, *size) bool
-    "Masks at another size, each pixel that of the nearest centre, as PIL's NEAREST takes it."
+    """Masks at another size, each pixel that of the nearest centre, as PIL's NEAREST takes it.
+
+    Args:
+        masks (Tensor): (T, H, W) bool
+        size (Sequence[int]): height, width
+
+    Returns:
+        Tensor: (T, *size) bool
+    """
     if not len(masks): return masks.new_zeros(0, *size)
-    return torch.nn.functional.interpolate(masks[None].to(torch.uint8), size, mode="nearest-exact")[
-        0
-    ].bool()
+    numbers = masks[None].to(torch.uint8)
+    return torch.nn.functional.interpolate(numbers, tuple(size), mode="nearest-exact")[0].bool()
 
 # %% ../nbs/30_transforms.ipynb #ef442f13
 def resize(
     image: Tensor,               # (3, H, W)
-    size: tuple[int, int],       # height, width
+    size: Sequence[int],         # height, width
     target: dict[str, Tensor] | None = None,  # boxes (T, 4) corners in pixels, masks (T, H, W)
 ) -> tuple[Tensor, dict[str, Tensor] | None]:
     """An image at another size (bilinear, antialiased) and its target with it: boxes and areas by
-    the true ratio of each axis, masks by nearest neighbour."""
+    the true ratio of each axis, masks by nearest neighbour.
+
+    Args:
+        image (Tensor): (3, H, W)
+        size (Sequence[int]): height, width
+        target (dict[str, Tensor] | None): boxes (T, 4) corners in pixels, masks (T, H, W)
+    """
     from torchvision.transforms.v2.functional import resize as resize_tensor
     height, width = image.shape[-2:]
     if (height, width) != tuple(size):
@@ -107,7 +145,12 @@ def resize(
 
 # %% ../nbs/30_transforms.ipynb #c2199ccc
 def flip(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    "Left becomes right."
+    """Left becomes right.
+
+    Args:
+        image (Tensor)
+        target (dict[str, Tensor])
+    """
     width = image.shape[-1]
     boxes = target["boxes"][:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor(
         [width, 0, width, 0]
@@ -123,7 +166,16 @@ def crop(
     top: int, left: int, height: int, width: int,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A part of the image; boxes are cut, those outside are dropped, areas are those of the cut
-    boxes."""
+    boxes.
+
+    Args:
+        image (Tensor): (3, H, W)
+        target (dict[str, Tensor])
+        top (int)
+        left (int)
+        height (int)
+        width (int)
+    """
     boxes, keep = clip_boxes(target["boxes"] - torch.tensor([left, top, left, top]), height, width)
     kept = {k: v[keep] for k, v in target.items() if k in ("class_labels", "iscrowd")}
     if "masks" in target:
@@ -134,12 +186,19 @@ def crop(
 # %% ../nbs/30_transforms.ipynb #fcaadd98
 def random_scale(
     image: Tensor,                # (3, H, W)
-    target: dict[str, Tensor],    # boxes (T, 4) corners in pixels
+    target: Any,                  # boxes (T, 4) corners in pixels
     rng: random.Random,
     longest: int = 1333,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Any]:
     """The original's training augmentation (its `datasets/coco.py`): flip, then a random size, or a
-    random crop of a random size."""
+    random crop of a random size.
+
+    Args:
+        image (Tensor): (3, H, W)
+        target (Any): boxes (T, 4) corners in pixels
+        rng (random.Random)
+        longest (int): Defaults to 1333.
+    """
     if rng.random() < 0.5:
         image, target = flip(image, target)
     scale = lambda image, target, edge, limit: resize(

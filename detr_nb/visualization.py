@@ -9,7 +9,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['PALETTE', 'HEIGHT', 'class_colour', 'draw_box', 'show_boxes', 'show_heat', 'show_segments', 'show_matching', 'grid',
-           'panels', 'set_title', 'show_axis', 'bars', 'mosaic', 'png', 'as_html', 'explore']
+__all__ = [
+    "PALETTE", "class_colour", "show_boxes", "show_heat", "show_segments", "show_matching", "grid",
+    "png", "as_html", "explore"
+]
 
 # %% ../nbs/90_visualization.ipynb #8754c31d
 def _axes(ax, width: float, height: float):
@@ -46,12 +48,27 @@ PALETTE = np.array(
 def class_colour(
     category_id: int,
 ) -> tuple[float, float, float]:  # RGB in 0…1
-    "The colour that a category has in every figure."
+    """The colour that a category has in every figure.
+
+    Args:
+        category_id (int)
+
+    Returns:
+        tuple[float, float, float]: RGB in 0…1
+    """
     return tuple((PALETTE[(category_id - 1) % len(PALETTE)] / 255).tolist())
 
 # %% ../nbs/90_visualization.ipynb #a3de5755
 def draw_box(ax, box: np.ndarray, colour, style: str = "-", width: float = 1.8) -> None:
-    "A box (x0, y0, x1, y1) as a line with a white edge."
+    """A box (x0, y0, x1, y1) as a line with a white edge.
+
+    Args:
+        ax
+        box (np.ndarray)
+        colour
+        style (str): Defaults to "-".
+        width (float): Defaults to 1.8.
+    """
     x0, y0, x1, y1 = box
     ax.autoscale(False)  # a box may reach outside the image
     for line in (dict(color="white", lw=width + 1.4), dict(color=colour, lw=width, ls=style)):
@@ -60,15 +77,27 @@ def draw_box(ax, box: np.ndarray, colour, style: str = "-", width: float = 1.8) 
 # %% ../nbs/90_visualization.ipynb #928f2d30
 def show_boxes(
     image: np.ndarray,                      # (H, W, 3) uint8
-    boxes: Sequence = (),                   # (T, 4) x0, y0, x1, y1 in pixels
-    labels: Sequence[int] = (),             # (T,) category ids: the colours
+    boxes: Any = (),                        # (T, 4) x0, y0, x1, y1 in pixels
+    labels: Any = (),                       # (T,) category ids: the colours
     names: Mapping[int, str] | None = None, # of the categories: written at the boxes
     scores: Sequence[float] | None = None,  # (T,) written behind the names
     title: str = "",
     ax=None,                                # draw here; None: a new figure
 ):
-    """An image and boxes over it. Returns the axes. `ValueError` where boxes and labels differ in
-    number."""
+    """An image and boxes over it. Returns the axes.
+
+    Args:
+        image (np.ndarray): (H, W, 3) uint8
+        boxes (Any): (T, 4) x0, y0, x1, y1 in pixels. Defaults to ().
+        labels (Any): (T,) category ids: the colours. Defaults to ().
+        names (Mapping[int, str] | None): of the categories: written at the boxes
+        scores (Sequence[float] | None): (T,) written behind the names
+        title (str): Defaults to "".
+        ax: draw here; None: a new figure
+
+    Raises:
+        ValueError: where boxes and labels differ in number.
+    """
     corners = np.asarray(boxes, float).reshape(-1, 4)
     if len(labels) != len(corners) and (len(labels) or names is not None):
         raise ValueError(f"{len(labels)} labels for {len(corners)} boxes: want one for each")
@@ -95,7 +124,14 @@ def show_heat(
     title: str = "",
     ax=None,
 ):
-    "A map as colours, over an image if there is one. Returns the axes."
+    """A map as colours, over an image if there is one. Returns the axes.
+
+    Args:
+        values (np.ndarray): (h, w) of any size
+        image (np.ndarray | None): (H, W, 3) shown through it
+        title (str): Defaults to "".
+        ax
+    """
     ax = _axes(ax, 2.6, 2.6)
     height, width = np.asarray(values if image is None else image).shape[:2]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
@@ -111,14 +147,23 @@ def show_heat(
 # %% ../nbs/90_visualization.ipynb #6f2d6e79
 def show_segments(
     image: np.ndarray,                       # (H, W, 3) uint8
-    segmentation: np.ndarray,                # (H, W) whole numbers: each pixel's segment; one that has no label is nobody's
+    segmentation: np.ndarray,                # (H, W) each pixel's segment; one without a label is nobody's
     labels: Mapping[int, int],               # segment → category id: the colours
-    names: Mapping[int, str] | None = None,  # of the categories: written into the segments
+    names: Any = None,                       # of the categories: written into the segments
     title: str = "",
     ax=None,                                 # draw here; None: a new figure
 ):
     """An image through its segments: coloured by class, white lines between segments, black where
-    nobody is. Returns the axes."""
+    nobody is. Returns the axes.
+
+    Args:
+        image (np.ndarray): (H, W, 3) uint8
+        segmentation (np.ndarray): (H, W) each pixel's segment; one without a label is nobody's
+        labels (Mapping[int, int]): segment → category id: the colours
+        names (Any): of the categories: written into the segments
+        title (str): Defaults to "".
+        ax: draw here; None: a new figure
+    """
     from scipy.ndimage import distance_transform_edt
     ax = _axes(ax, 3.4, 3.4)
     segmentation = np.asarray(segmentation)
@@ -153,7 +198,15 @@ def show_matching(
     title: str = "",
     ax=None,
 ):
-    "A cost matrix, dark where cheap, with the matched pairs ringed. Returns the axes."
+    """A cost matrix, dark where cheap, with the matched pairs ringed. Returns the axes.
+
+    Args:
+        cost (np.ndarray): (N, T)
+        pairs (Sequence[tuple[int, int]]): (query, target) that were matched
+        names (Sequence[str]): of the T targets
+        title (str): Defaults to "".
+        ax
+    """
     ax = _axes(ax, 1.6 + 0.45 * len(names), 1.4 + 0.13 * len(cost))
     drawn = ax.imshow(cost, cmap="viridis", aspect="auto")
     ax.scatter(
@@ -179,7 +232,13 @@ def grid(
     columns: int = 4,
     size: float = 2.2,  # inches of a square panel
 ) -> list:
-    "Axes for `count` panels, row by row."
+    """Axes for `count` panels, row by row.
+
+    Args:
+        count (int)
+        columns (int): Defaults to 4.
+        size (float): inches of a square panel. Defaults to 2.2.
+    """
     import matplotlib.pyplot as plt
     rows = -(-count // columns)
     _, axes = plt.subplots(
@@ -195,7 +254,11 @@ HEIGHT = 2.5  # inches of a figure with sliders, 100 pixels each
 def panels(
     *spans: tuple[float, float],  # left and right end of each, in inches
 ) -> tuple[Figure, list]:
-    "A figure and its axes, side by side."
+    """A figure and its axes, side by side.
+
+    Args:
+        *spans (tuple[float, float]): left and right end of each, in inches
+    """
     from matplotlib.figure import Figure
     width = spans[-1][1] + 0.12
     figure = Figure(figsize=(width, HEIGHT), dpi=100)
@@ -205,11 +268,21 @@ def panels(
     return figure, axes
 
 def set_title(ax, title: str) -> None:
-    "A title at a given height: left to itself, it measures every label first."
+    """A title at a given height: left to itself, it measures every label first.
+
+    Args:
+        ax
+        title (str)
+    """
     ax.set_title(title, fontsize=9, y=1.02)
 
 def show_axis(ax, **settings) -> None:
-    "Numbers at the edges of a panel, where they say something."
+    """Numbers at the edges of a panel, where they say something.
+
+    Args:
+        ax
+        **settings
+    """
     ax.axis("on")
     ax.tick_params(labelsize=7, length=2)
     ax.locator_params(nbins=3)
@@ -217,11 +290,20 @@ def show_axis(ax, **settings) -> None:
 
 def bars(
     ax,
-    names: Sequence[str], values: Sequence[float], colours: Sequence,
+    names: Sequence[str], values: Any, colours: Sequence,
     limits: tuple[float, float],  # of the values
     title: str,
 ) -> None:
-    "Horizontal bars from the top down, each with its name and number."
+    """Horizontal bars from the top down, each with its name and number.
+
+    Args:
+        ax
+        names (Sequence[str])
+        values (Any)
+        colours (Sequence)
+        limits (tuple[float, float]): of the values
+        title (str)
+    """
     ax.barh(range(len(names)), values, color=colours)
     ax.axvline(0, color="black", lw=0.8)
     ax.set(xlim=limits, ylim=(max(len(names), 4) - 0.4, -0.6))
@@ -233,7 +315,14 @@ def bars(
 def mosaic(
     maps: np.ndarray,  # (rows, columns, h, w)
 ) -> np.ndarray:       # (rows · (h + 1) − 1, columns · (w + 1) − 1)
-    "Many maps as one, each over its own maximum; NaN between them, which stays white."
+    """Many maps as one, each over its own maximum; NaN between them, which stays white.
+
+    Args:
+        maps (np.ndarray): (rows, columns, h, w)
+
+    Returns:
+        np.ndarray: (rows · (h + 1) − 1, columns · (w + 1) − 1)
+    """
     scaled = maps / np.maximum(maps.max((-2, -1), keepdims=True), 1e-12)
     framed = np.pad(scaled, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     rows, columns, height, width = framed.shape
@@ -241,7 +330,11 @@ def mosaic(
 
 # %% ../nbs/90_visualization.ipynb #888e8fb1
 def png(figure: Figure) -> bytes:
-    "A figure as a file of 256 colours: a quarter of the size, and packed in a third of the time."
+    """A figure as a file of 256 colours: a quarter of the size, and packed in a third of the time.
+
+    Args:
+        figure (Figure)
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
     canvas = FigureCanvasAgg(figure)
@@ -252,18 +345,30 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 def as_html(figure: Figure) -> str:
-    "A figure as an image within a page, its label as the alternative text."
+    """A figure as an image within a page, its label as the alternative text.
+
+    Args:
+        figure (Figure)
+    """
     source = base64.b64encode(png(figure)).decode()
-    words = html.escape(figure.get_label())
+    words = html.escape(str(figure.get_label()))
     return f'<img style="max-width: 100%" alt="{words}" src="data:image/png;base64,{source}">'
 
 # %% ../nbs/90_visualization.ipynb #11a31197
 def explore(
     draw: Callable[..., Figure],  # takes the sliders' values by name; its figure's label says what is seen
-    **ranges: tuple,              # a slider each: least, value at the start, most; whole numbers, or fractions in steps of 0.05
+    **ranges: tuple,              # a slider each: least, start, most; whole, or in steps of 0.05
 ):
-    """Sliders over an image that follows them: an ipywidgets box. `ValueError` for a range that is
-    none."""
+    """Sliders over an image that follows them: an ipywidgets box.
+
+    Args:
+        draw (Callable[..., Figure]): takes the sliders' values by name; its figure's label says
+            what is seen
+        **ranges (tuple): a slider each: least, start, most; whole, or in steps of 0.05
+
+    Raises:
+        ValueError: for a range that is none.
+    """
     import ipywidgets as widgets
     sliders = {}
     image = widgets.HTML()

@@ -1,4 +1,5 @@
-"Segmentation: what differs from the public libraries on purpose, panoptic files and quality, and bad input."
+"""Segmentation: what differs from the public libraries on purpose, panoptic files and quality, and
+bad input."""
 import io
 import json
 import shutil
@@ -12,11 +13,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from detr_nb import (
-    CocoEvaluator, CocoPanoptic, DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor, PanopticEvaluator, SceneDetection, evaluate,
-    make_scenes,
+    CocoEvaluator, CocoPanoptic, DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor,
+    PanopticEvaluator, SceneDetection, evaluate, make_scenes,
 )
+from detr_nb.boxes import masks_to_boxes
 from detr_nb.data import (
-    annotation_mask, detection_target, id_to_rgb, masks_to_boxes, panoptic_target, read_panoptic,
+    annotation_mask, detection_target, id_to_rgb, panoptic_target, read_panoptic,
     rgb_to_id,
 )
 from detr_nb.evaluation import compare_segments
@@ -27,11 +29,15 @@ PROCESSOR = DetrImageProcessor()
 
 
 def outputs_of(probabilities, scores, labels, classes=4):
-    "Outputs whose masks have these probabilities and whose queries say these labels with these scores."
+    """Outputs whose masks have these probabilities and whose queries say these labels with these
+    scores."""
     scores = torch.tensor(scores, dtype=torch.float32)
     probability = (1 - scores)[:, None].expand(-1, classes + 1) / classes
     probability = probability.scatter(1, torch.tensor(labels)[:, None], scores[:, None])
-    return SimpleNamespace(logits=probability.log()[None], pred_masks=torch.as_tensor(probabilities, dtype=torch.float32).logit()[None], pred_boxes=torch.rand(1, len(labels), 4))
+    return SimpleNamespace(
+        logits=probability.log()[None], pred_masks=torch.as_tensor(probabilities, dtype=torch.float32).logit()[None],
+        pred_boxes=torch.rand(1, len(labels), 4),
+    )
 
 
 def panoptic(outputs, **settings):
@@ -42,7 +48,8 @@ def panoptic(outputs, **settings):
 
 
 def test_padding_is_cut_off():
-    "The image fills the upper left quarter; its mask must fill the result. Theirs stretches the canvas."
+    """The image fills the upper left quarter; its mask must fill the result. Theirs stretches the
+    canvas."""
     masks = torch.zeros(1, 1, 16, 16) + 1e-4
     masks[..., :8, :4] = 1 - 1e-4
     outputs = SimpleNamespace(logits=torch.tensor([[[9.0, 0, 0]]]), pred_masks=masks.logit())
@@ -52,7 +59,8 @@ def test_padding_is_cut_off():
     theirs = panoptic(outputs, target_sizes=[(50, 30)], compat="transformers")
     assert (found["segmentation"] == 1).all() and found["segmentation"].shape == (50, 30)
     without = panoptic(outputs, target_sizes=[(50, 30)])
-    assert (without["segmentation"] == 1).float().mean() < 0.3 and (theirs["segmentation"] == 1).all()  # one query fills it all: A4
+    # one query fills it all: A4
+    assert (without["segmentation"] == 1).float().mean() < 0.3 and (theirs["segmentation"] == 1).all()
     semantic = PROCESSOR.post_process_semantic_segmentation(outputs, [(50, 30)], pixel_mask=valid)[0]
     oldest = PROCESSOR.post_process_segmentation(outputs, [(50, 30)], pixel_mask=valid)[0]["masks"]
     assert (semantic == 0).all() and oldest.min() == 1
@@ -60,7 +68,8 @@ def test_padding_is_cut_off():
 
 @pytest.mark.parametrize("sizes", [((96, 128), (64, 80)), ((61, 93), (101, 77)), ((128, 128), (37, 128), (90, 53))], ids=str)
 def test_batch_equals_images_one_by_one(sizes):
-    "Same segments, labels and ids; scores to 1e-4. With the embedded backbone; the public networks let padding leak."
+    """Same segments, labels and ids; scores to 1e-4. With the embedded backbone; the public
+    networks let padding leak."""
     torch.manual_seed(0)
     config = DetrConfig(**WIDE | {"backbone": "detr_nb_resnet", "num_queries": 25}, batch_invariant=True)
     model = draw_weights(DetrForSegmentation(config), seed=4).eval()
@@ -77,14 +86,21 @@ def test_batch_equals_images_one_by_one(sizes):
         with torch.inference_mode():
             outputs = model(batch.pixel_values, batch.pixel_mask)
         targets = [(p.height * 2, p.width * 2) for p in images]
-        return processor.post_process_panoptic_segmentation(outputs, target_sizes=targets, pixel_mask=batch.pixel_mask, **settings)
+        return processor.post_process_panoptic_segmentation(
+            outputs, target_sizes=targets, pixel_mask=batch.pixel_mask, **settings
+        )
 
     together, alone = segments(images), [segments([image])[0] for image in images]
     assert sum(len(found["segments_info"]) for found in alone) >= 3
     for a, b in zip(together, alone):
-        assert [(s["id"], s["label_id"]) for s in a["segments_info"]] == [(s["id"], s["label_id"]) for s in b["segments_info"]]
-        np.testing.assert_allclose([s["score"] for s in a["segments_info"]], [s["score"] for s in b["segments_info"]], atol=1e-4)
-        assert (a["segmentation"] != b["segmentation"]).float().mean() < 1e-3  # rounding where two masks are equally sure
+        assert [(s["id"], s["label_id"]) for s in a["segments_info"]] == [
+            (s["id"], s["label_id"]) for s in b["segments_info"]
+        ]
+        np.testing.assert_allclose(
+            [s["score"] for s in a["segments_info"]], [s["score"] for s in b["segments_info"]], atol=1e-4
+        )
+        # rounding where two masks are equally sure
+        assert (a["segmentation"] != b["segmentation"]).float().mean() < 1e-3
     model.config.batch_invariant = False
     leaking = segments(images)
     assert any((a["segmentation"] != b["segmentation"]).float().mean() > 0.01 for a, b in zip(leaking, alone))
@@ -133,7 +149,9 @@ def test_ids_are_unique():
     outputs = outputs_of(rows, [0.9] * 4, [0, 1, 0, 2])
     found, theirs = (panoptic(outputs, label_ids_to_fuse={0}, compat=c) for c in (None, "transformers"))
     assert found["segmentation"].tolist() == [[1, 1, 2, 2, 1, 1, 3, 3]]
-    assert [(s["id"], s["label_id"], s["was_fused"]) for s in found["segments_info"]] == [(1, 0, True), (2, 1, False), (3, 2, False)]
+    assert [(s["id"], s["label_id"], s["was_fused"]) for s in found["segments_info"]] == [
+        (1, 0, True), (2, 1, False), (3, 2, False),
+    ]
     assert [s["id"] for s in theirs["segments_info"]] == [1, 2, 1, 2]
 
 
@@ -186,17 +204,26 @@ def test_older_panoptic():
     assert all((ids == s["id"]).sum() == s["area"] > 4 for s in found["segments_info"])
     with pytest.raises(ValueError, match=r"does not say what \[1, 2, 3\] are"):
         PROCESSOR.post_process_panoptic(outputs, [(8, 8)], is_thing_map={})
-    two = SimpleNamespace(logits=outputs.logits.expand(2, -1, -1), pred_masks=outputs.pred_masks.expand(2, -1, -1, -1))
+    two = SimpleNamespace(
+        logits=outputs.logits.expand(2, -1, -1), pred_masks=outputs.pred_masks.expand(2, -1, -1, -1)
+    )
     whole, half = PROCESSOR.post_process_panoptic(two, [(8, 8), (8, 4)], is_thing_map={1: True, 2: False, 3: True})
-    assert [s["area"] for s in whole["segments_info"]] == [48, 16]  # the stuff's second mask became the first's; four pixels are too few
+    # the stuff's second mask became the first's; four pixels are too few
+    assert [s["area"] for s in whole["segments_info"]] == [48, 16]
     assert [s["area"] for s in half["segments_info"]] == [16, 16]   # the second image is the canvas's left half
 
 
 def test_older_instance():
-    outputs = SimpleNamespace(logits=torch.randn(2, 3, 5), pred_boxes=torch.rand(2, 3, 4), pred_masks=torch.randn(2, 3, 16, 16))
+    outputs = SimpleNamespace(
+        logits=torch.randn(2, 3, 5), pred_boxes=torch.rand(2, 3, 4), pred_masks=torch.randn(2, 3, 16, 16)
+    )
     originals, processed = torch.tensor([[40, 60], [30, 30]]), torch.tensor([[32, 48], [32, 32]])
-    results = PROCESSOR.post_process_instance(PROCESSOR.post_process(outputs, originals), outputs, originals, processed)
-    assert [r["masks"].shape for r in results] == [(3, 1, 40, 60), (3, 1, 30, 30)] and results[0]["masks"].dtype == torch.uint8
+    results = PROCESSOR.post_process_instance(
+        PROCESSOR.post_process(outputs, originals), outputs, originals, processed
+    )
+    assert [r["masks"].shape for r in results] == [(3, 1, 40, 60), (3, 1, 30, 30)] and results[0][
+        "masks"
+    ].dtype == torch.uint8
     enlarged = torch.nn.functional.interpolate(outputs.pred_masks, (32, 48), mode="bilinear").sigmoid() > 0.5
     wanted = torch.nn.functional.interpolate(enlarged[1:, :, :, :32].float(), (30, 30))[0]
     assert torch.equal(results[1]["masks"][:, 0], wanted.byte())
@@ -205,14 +232,20 @@ def test_older_instance():
 @pytest.mark.parametrize("sizes", [[(8, 8)], torch.tensor([[8, 8], [9, 9], [7, 7]]), [8, 8], [(8, 8, 3), (8, 8, 3)]], ids=str)
 def test_target_sizes_of_the_wrong_form(sizes):
     outputs = SimpleNamespace(logits=torch.randn(2, 3, 5), pred_masks=torch.randn(2, 3, 8, 8))
-    for method in ("post_process_semantic_segmentation", "post_process_instance_segmentation", "post_process_panoptic_segmentation", "post_process_segmentation"):
+    for method in (
+        "post_process_semantic_segmentation", "post_process_instance_segmentation",
+        "post_process_panoptic_segmentation", "post_process_segmentation",
+    ):
         with pytest.raises(ValueError, match="target_sizes"):
             getattr(PROCESSOR, method)(outputs, target_sizes=sizes)
 
 
 def test_target_sizes_of_any_right_form():
     outputs = SimpleNamespace(logits=torch.randn(2, 3, 5) * 5, pred_masks=torch.randn(2, 3, 8, 8))
-    forms = [[(9, 12), (20, 5)], torch.tensor([[9, 12], [20, 5]]), [torch.tensor([9, 12]), torch.tensor([20, 5])], np.array([[9, 12], [20, 5]]).tolist()]
+    forms = [
+        [(9, 12), (20, 5)], torch.tensor([[9, 12], [20, 5]]), [torch.tensor([9, 12]), torch.tensor([20, 5])],
+        np.array([[9, 12], [20, 5]]).tolist(),
+    ]
     results = [PROCESSOR.post_process_panoptic_segmentation(outputs, target_sizes=form) for form in forms]
     for result in results:
         assert [tuple(r["segmentation"].shape) for r in result] == [(9, 12), (20, 5)]
@@ -224,7 +257,12 @@ def test_target_sizes_of_any_right_form():
 
 def test_images_without_objects_train(tmp_path):
     model = draw_weights(DetrForSegmentation(DetrConfig(**WIDE))).train()
-    labels = [{"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 64, 64, dtype=torch.bool)}] * 2
+    labels = [
+        {
+            "class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4),
+            "masks": torch.zeros(0, 64, 64, dtype=torch.bool),
+        }
+    ] * 2
     outputs = model(torch.randn(2, 3, 64, 64), labels=labels)
     assert outputs.loss.isfinite() and outputs.loss_dict["loss_mask"] == outputs.loss_dict["loss_dice"] == 0
     loss, _ = model.training_loss(torch.randn(2, 3, 64, 64), torch.ones(2, 64, 64), labels)
@@ -236,7 +274,12 @@ def test_frozen_detector_and_images_without_objects():
     "The loss still hangs on the mask head, or a step has nothing to follow back."
     model = DetrForSegmentation(DetrConfig(**WIDE))
     model.freeze_detector()
-    labels = [{"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 64, 64, dtype=torch.bool)}]
+    labels = [
+        {
+            "class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4),
+            "masks": torch.zeros(0, 64, 64, dtype=torch.bool),
+        }
+    ]
     loss, _ = model.train().training_loss(torch.randn(1, 3, 64, 64), torch.ones(1, 64, 64), labels)
     loss.backward()
     assert loss.isfinite() and model.mask_head.out_lay.bias.grad == 0
@@ -254,7 +297,10 @@ def test_padding_does_not_bleed_into_the_edge():
 
 def test_crowds_are_not_learned_from():
     from detr_nb.training import drop_crowds
-    target = {"iscrowd": torch.tensor([0, 1]), "boxes": torch.rand(2, 4), "class_labels": torch.tensor([1, 2]), "area": torch.ones(2), "masks": torch.ones(2, 3, 3)}
+    target = {
+        "iscrowd": torch.tensor([0, 1]), "boxes": torch.rand(2, 4), "class_labels": torch.tensor([1, 2]),
+        "area": torch.ones(2), "masks": torch.ones(2, 3, 3),
+    }
     kept = drop_crowds(target | {"image_id": torch.tensor([4])})
     assert kept["class_labels"].tolist() == [1] and kept["masks"].shape == (1, 3, 3) and kept["image_id"] == 4
 
@@ -266,10 +312,18 @@ def test_crowds_and_empty_images():
         {"id": 2, "bbox": [2, 2, 10, 10], "category_id": 1, "iscrowd": 0, "segmentation": square, "area": 100},
     ]
     target = detection_target({"image_id": 5, "annotations": annotations}, 20, 30, masks=True)
-    assert target["masks"].shape == (1, 20, 30) and target["masks"][0, 3:11, 3:11].all() and target["masks"].sum() < 150
-    batch = PROCESSOR([np.zeros((20, 30, 3), np.uint8)] * 2, [{"image_id": 1, "annotations": []}, {"image_id": 2, "annotations": annotations}],
-                      return_segmentation_masks=True, return_tensors="pt")
-    assert batch.labels[0]["masks"].shape == (0, *batch.pixel_values.shape[-2:]) and batch.labels[0]["masks"].dtype == torch.bool
+    assert (
+        target["masks"].shape == (1, 20, 30) and target["masks"][0, 3:11, 3:11].all() and target["masks"].sum() < 150
+    )
+    batch = PROCESSOR(
+        [np.zeros((20, 30, 3), np.uint8)] * 2,
+        [{"image_id": 1, "annotations": []}, {"image_id": 2, "annotations": annotations}],
+        return_segmentation_masks=True, return_tensors="pt",
+    )
+    assert (
+        batch.labels[0]["masks"].shape == (0, *batch.pixel_values.shape[-2:])
+        and batch.labels[0]["masks"].dtype == torch.bool
+    )
     assert batch.labels[1]["masks"].shape[0] == 1
 
 
@@ -297,7 +351,9 @@ def test_frozen_in_parameters_and_mode(tmp_path):
     model.freeze_detector()
     model.train()
     assert not model.detr.training and all(not m.training for m in model.detr.modules()) and model.mask_head.training
-    assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"mask_head", "bbox_attention"}
+    assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {
+        "mask_head", "bbox_attention",
+    }
     pixels = torch.randn(1, 3, 64, 64)
     assert torch.equal(model(pixels).logits, model(pixels).logits)
 
@@ -313,7 +369,9 @@ def folder(tmp_path_factory):
 
 
 def dataset(folder, split="val"):
-    return CocoPanoptic(folder / split, folder / f"panoptic_{split}", folder / "annotations" / f"panoptic_{split}.json")
+    return CocoPanoptic(
+        folder / split, folder / f"panoptic_{split}", folder / "annotations" / f"panoptic_{split}.json"
+    )
 
 
 def test_reader_on_scenes(folder):
@@ -326,12 +384,16 @@ def test_reader_on_scenes(folder):
 
 
 def test_reader_on_coco(coco_sample):
-    data = CocoPanoptic(coco_sample / "input_images", coco_sample / "panoptic_examples", coco_sample / "panoptic_examples.json")
+    data = CocoPanoptic(
+        coco_sample / "input_images", coco_sample / "panoptic_examples", coco_sample / "panoptic_examples.json"
+    )
     assert len(data) == 2
     for image, entry in data:
         target = panoptic_target(entry, entry["masks_path"], image.height, image.width)
         boxes = torch.tensor([s["bbox"] for s in entry["segments_info"]]).float()
-        torch.testing.assert_close(target["boxes"], torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), atol=0, rtol=0)
+        torch.testing.assert_close(
+            target["boxes"], torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), atol=0, rtol=0
+        )
         assert target["area"].tolist() == [s["area"] for s in entry["segments_info"]]
         assert target["class_labels"].tolist() == [s["category_id"] for s in entry["segments_info"]]
 
@@ -342,7 +404,8 @@ def their_quality(truth, truth_folder, found_folder):
 
 
 def judged(truth, truth_folder, out, change):
-    "Our numbers and an independent evaluator's, for the truth changed by a function of each image's ids."
+    """Our numbers and an independent evaluator's, for the truth changed by a function of each
+    image's ids."""
     judge = PanopticEvaluator(truth, truth_folder, out)
     for entry in json.loads(truth.read_text())["annotations"]:
         ids = change(read_panoptic(truth_folder / entry["file_name"], entry["segments_info"]))
@@ -362,26 +425,34 @@ def compare_quality(mine, theirs):
         assert abs(row["pq"] - wanted["pq"]) < 1e-6
 
 
-CHANGES = {"itself": lambda ids: ids, "shifted": lambda ids: np.roll(ids, 5, 1), "holes": lambda ids: np.where(np.arange(ids.shape[1]) % 7 == 0, 0, ids),
-           "emptied": lambda ids: np.where(np.arange(ids.shape[0])[:, None] < ids.shape[0] // 2, ids, 0)}
+CHANGES = {
+    "itself": lambda ids: ids, "shifted": lambda ids: np.roll(ids, 5, 1),
+    "holes": lambda ids: np.where(np.arange(ids.shape[1]) % 7 == 0, 0, ids),
+    "emptied": lambda ids: np.where(np.arange(ids.shape[0])[:, None] < ids.shape[0] // 2, ids, 0),
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_quality_on_coco(change, coco_sample, tmp_path):
-    mine, theirs = judged(coco_sample / "panoptic_examples.json", coco_sample / "panoptic_examples", tmp_path, CHANGES[change])
+    mine, theirs = judged(
+        coco_sample / "panoptic_examples.json", coco_sample / "panoptic_examples", tmp_path, CHANGES[change]
+    )
     compare_quality(mine, theirs)
     assert (mine["All"]["pq"] == 1) == (change == "itself")
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_quality_on_scenes(change, folder, tmp_path):
-    mine, theirs = judged(folder / "annotations" / "panoptic_val.json", folder / "panoptic_val", tmp_path, CHANGES[change])
+    mine, theirs = judged(
+        folder / "annotations" / "panoptic_val.json", folder / "panoptic_val", tmp_path, CHANGES[change]
+    )
     compare_quality(mine, theirs)
     assert (mine["All"]["pq"] == 1) == (change == "itself")
 
 
 def test_quality_with_crowds():
-    "A prediction over a crowd of its class, or over nobody's pixels, is not counted against the model."
+    """A prediction over a crowd of its class, or over nobody's pixels, is not counted against the
+    model."""
     true = np.array([[1, 1, 1, 1, 2, 2, 0, 0]])
     truth = [{"id": 1, "category_id": 1, "iscrowd": 1}, {"id": 2, "category_id": 1, "iscrowd": 0}]
     found = np.array([[5, 5, 5, 0, 6, 6, 7, 7]])
@@ -402,7 +473,10 @@ def test_panoptic_files_that_are_wrong(folder, tmp_path):
         return dataset(data)
 
     for change, message in [
-        (lambda d: d["annotations"][0]["segments_info"][0].update(category_id=77), "has category 77, which is not listed"),
+        (
+            lambda d: d["annotations"][0]["segments_info"][0].update(category_id=77),
+            "has category 77, which is not listed",
+        ),
         (lambda d: d["annotations"].append(d["annotations"][0]), "has two annotations"),
         (lambda d: d["annotations"][0].update(image_id=999), "image 999, which is not listed"),
         (lambda d: d["annotations"][0].pop("segments_info"), "no 'segments_info'"),
@@ -415,11 +489,15 @@ def test_panoptic_files_that_are_wrong(folder, tmp_path):
     image, entry = opened(lambda d: None)[0]
     png = data / "panoptic_val" / entry["file_name"]
     with pytest.raises(ValueError, match="has no pixel of the listed segments"):
-        panoptic_target(entry | {"segments_info": [*entry["segments_info"], {"id": 3, "category_id": 1}]}, png.parent, 128, 128)
+        panoptic_target(
+            entry | {"segments_info": [*entry["segments_info"], {"id": 3, "category_id": 1}]}, png.parent, 128, 128
+        )
     with pytest.raises(ValueError, match="which segments_info does not list"):
         panoptic_target(entry | {"segments_info": entry["segments_info"][1:]}, png.parent, 128, 128)
     with pytest.raises(ValueError, match="lists segment .* twice"):
-        panoptic_target(entry | {"segments_info": entry["segments_info"] + entry["segments_info"][:1]}, png.parent, 128, 128)
+        panoptic_target(
+            entry | {"segments_info": entry["segments_info"] + entry["segments_info"][:1]}, png.parent, 128, 128
+        )
     with pytest.raises(ValueError, match="want 64 × 128, those of its image"):
         panoptic_target(entry, png.parent, 128, 64)
     png.write_bytes(png.read_bytes()[:100])
@@ -432,11 +510,15 @@ def test_evaluator_refuses(folder, tmp_path):
     with pytest.raises(ValueError, match="image 99 is not in the ground truth"):
         judge.update([{"image_id": 99, "segmentation": torch.zeros(4, 4), "segments_info": []}])
     with pytest.raises(ValueError, match=r"categories \[55\]"):
-        judge.update([{"image_id": 1, "segmentation": torch.ones(128, 128), "segments_info": [{"id": 1, "label_id": 55}]}])
+        judge.update(
+            [{"image_id": 1, "segmentation": torch.ones(128, 128), "segments_info": [{"id": 1, "label_id": 55}]}]
+        )
     with pytest.raises(ValueError, match="no prediction for the images"):
         judge.summarize()
     for image_id in judge.annotations:
-        judge.update([{"image_id": image_id, "segmentation": torch.zeros(128, 128, dtype=torch.int32), "segments_info": []}])
+        judge.update(
+            [{"image_id": image_id, "segmentation": torch.zeros(128, 128, dtype=torch.int32), "segments_info": []}]
+        )
     tables = judge.summarize()
     assert tables["All"]["pq"] == 0 and tables["All"]["n"] > 0
     assert len(json.loads((tmp_path / "predictions.json").read_text())["annotations"]) == 12
@@ -451,7 +533,7 @@ def test_ids_and_boxes():
     assert (rgb_to_id(id_to_rgb(ids)) == ids).all()
     masks = torch.rand(9, 6, 5, generator=torch.Generator().manual_seed(0)) > 0.8
     masks[3] = False
-    for mask, box in zip(masks, masks_to_boxes(masks)):
+    for mask, box in zip(masks(masks)):
         rows, columns = mask.nonzero().T if mask.any() else (torch.zeros(1), torch.zeros(1))
         wanted = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if mask.any() else [0, 0, 0, 0]
         assert box.tolist() == [float(v) for v in wanted]
@@ -469,20 +551,37 @@ class Truth(torch.nn.Module):
 
     def forward(self, pixel_values, pixel_mask):
         batch = len(pixel_values)
-        logits, boxes, masks = torch.full((batch, 25, 14), -9.0), torch.rand(batch, 25, 4), torch.full((batch, 25, 128, 128), -9.0)
+        logits, boxes, masks = (
+            torch.full((batch, 25, 14), -9.0), torch.rand(batch, 25, 4), torch.full((batch, 25, 128, 128), -9.0),
+        )
         for i in range(batch):
             target = detection_target(self.data[self.seen + i][1], 128, 128, masks=True)
             n = len(target["boxes"])
             logits[i, range(n), target["class_labels"]], masks[i, :n] = 9.0, target["masks"] * 18.0 - 9
-            boxes[i, :n] = torch.cat([target["boxes"][:, :2] + target["boxes"][:, 2:], 2 * (target["boxes"][:, 2:] - target["boxes"][:, :2])], 1) / 256
+            boxes[i, :n] = (
+                torch.cat(
+                    [
+                        target["boxes"][:, :2] + target["boxes"][:, 2:],
+                        2 * (target["boxes"][:, 2:] - target["boxes"][:, :2]),
+                    ],
+                    1,
+                )
+                / 256
+            )
         self.seen += batch
         return SimpleNamespace(logits=logits, pred_boxes=boxes, pred_masks=masks)
 
 
 def test_segm():
     data = SceneDetection(20, 4, "val", masks=True)
-    tables = evaluate(Truth(data), data, DetrImageProcessor(do_resize=False), progress=False, iou_types=("bbox", "segm"))
-    assert tables["all masks"]["AP"] > 0.999 and tables["all"]["AP"] > 0.999 and set(tables) == {"all", "things", "all masks", "things masks"}
+    tables = evaluate(
+        Truth(data), data, DetrImageProcessor(do_resize=False), progress=False, iou_types=("bbox", "segm")
+    )
+    assert (
+        tables["all masks"]["AP"] > 0.999
+        and tables["all"]["AP"] > 0.999
+        and set(tables) == {"all", "things", "all masks", "things masks"}
+    )
 
 
 def test_segm_alone_and_without_masks():
@@ -500,12 +599,26 @@ def test_segm_against_the_plain_evaluator():
     generator, evaluator, rows = torch.Generator().manual_seed(0), CocoEvaluator(data.coco, ["bbox", "segm"]), []
     for i in range(6):
         target = detection_target(data[i][1], 128, 128, masks=True)
-        masks = torch.stack([m.roll(tuple(torch.randint(-4, 5, (2,), generator=generator).tolist()), (0, 1)) for m in target["masks"]])
+        masks = torch.stack(
+            [m.roll(tuple(torch.randint(-4, 5, (2,), generator=generator).tolist()), (0, 1)) for m in target["masks"]]
+        )
         scores = torch.rand(len(masks), generator=generator)
-        evaluator.update({i + 1: {"scores": scores, "labels": target["class_labels"], "boxes": target["boxes"], "masks": masks[:, None]}})
+        evaluator.update(
+            {
+                i + 1: {
+                    "scores": scores, "labels": target["class_labels"], "boxes": target["boxes"],
+                    "masks": masks[:, None],
+                }
+            }
+        )
         for mask, score, label in zip(masks, scores, target["class_labels"]):
             rle = coco_mask.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
-            rows.append({"image_id": i + 1, "category_id": int(label), "score": float(score), "segmentation": rle | {"counts": rle["counts"].decode()}})
+            rows.append(
+                {
+                    "image_id": i + 1, "category_id": int(label), "score": float(score),
+                    "segmentation": rle | {"counts": rle["counts"].decode()},
+                }
+            )
     evaluator.synchronize_between_processes()
     evaluator.accumulate()
     mine = evaluator.summarize(verbose=False)
@@ -536,7 +649,10 @@ def test_predict_draws_the_kept_only():
         everything, kept = model(pixels, mask), model.predict(pixels, mask, threshold=0.31)
     keep = everything.logits.softmax(-1)[..., :-1].amax(-1) > 0.31
     assert 0 < keep.sum() < keep.numel()
-    torch.testing.assert_close(kept.pred_masks[keep], everything.pred_masks[keep], atol=1e-4 * float(everything.pred_masks.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        kept.pred_masks[keep], everything.pred_masks[keep], atol=1e-4 * float(everything.pred_masks.abs().max()),
+        rtol=0,
+    )
     assert (kept.pred_masks[~keep] < -50).all()
     a, b = (PROCESSOR.post_process_panoptic_segmentation(o, threshold=0.31) for o in (everything, kept))
     assert [r["segments_info"] for r in a] == [r["segments_info"] for r in b]
@@ -547,9 +663,17 @@ def test_predict_draws_the_kept_only():
 
 def test_no_mask_at_all():
     segmentation, segments = merge_masks(torch.zeros(0, 4, 6), torch.zeros(0), [])
-    assert segmentation.shape == (4, 6) and segmentation.dtype == torch.int32 and not segmentation.any() and segments == []
+    assert (
+        segmentation.shape == (4, 6)
+        and segmentation.dtype == torch.int32
+        and not segmentation.any()
+        and segments == []
+    )
 
 
 def test_a_segment_without_a_pixel_is_named():
     with pytest.raises(ValueError, match="segments \\[5\\] are listed and have no pixel"):
-        compare_segments(np.ones((2, 2), np.int64), [{"id": 1, "category_id": 1}, {"id": 5, "category_id": 1}], np.ones((2, 2), np.int64), [])
+        compare_segments(
+            np.ones((2, 2), np.int64), [{"id": 1, "category_id": 1}, {"id": 5, "category_id": 1}],
+            np.ones((2, 2), np.int64), [],
+        )

@@ -1,4 +1,5 @@
-"Ratios against transformers, each pair measured in one run: `python tools/bench.py [loss] [import] [scenes] [masks] [merge]`."
+"""Ratios against transformers, each pair measured in one run: `python tools/bench.py [loss]
+[import] [scenes] [masks] [merge]`."""
 import subprocess
 import sys
 import time
@@ -34,9 +35,17 @@ def loss():
     ]
     outputs = layers[-1] | {"auxiliary_outputs": layers[:-1]}
     counts = (3, 7, 12, 1, 20, 5, 9, 7)
-    labels = [{"class_labels": torch.randint(0, 91, (n,), generator=generator), "boxes": torch.rand(n, 4, generator=generator) * 0.4 + 0.2} for n in counts]
+    labels = [
+        {
+            "class_labels": torch.randint(0, 91, (n,), generator=generator),
+            "boxes": torch.rand(n, 4, generator=generator) * 0.4 + 0.2,
+        }
+        for n in counts
+    ]
     parts = ["labels", "boxes", "cardinality"]
-    mine, theirs = DetrLoss(HungarianMatcher(1, 5, 2), 91, 0.1, parts), ImageLoss(TheirMatcher(1, 5, 2), 91, 0.1, parts)
+    mine, theirs = (
+        DetrLoss(HungarianMatcher(1, 5, 2), 91, 0.1, parts), ImageLoss(TheirMatcher(1, 5, 2), 91, 0.1, parts),
+    )
 
     def run(criterion):
         result = criterion(outputs, labels)
@@ -54,12 +63,18 @@ def imports():
     "Time that an import takes beyond `import torch`."
     def seconds(statement):
         code = f"import torch, time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
-        return min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3))
+        return min(
+            float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+            for _ in range(3)
+        )
 
     alone = seconds("import detr_nb")
     names = "DetrForObjectDetection, DetrImageProcessor"
     ours, theirs = seconds(f"from detr_nb import {names}"), seconds(f"from transformers import {names}")
-    print(f"import detr_nb: {alone:.3f} s beyond torch; with {names}: {ours:.2f} s against {theirs:.2f} s of transformers ({ours / theirs:.0%})")
+    print(
+        f"import detr_nb: {alone:.3f} s beyond torch; with {names}: {ours:.2f} s against {theirs:.2f} s of "
+        f"transformers ({ours / theirs:.0%})"
+    )
 
 
 def scenes():
@@ -82,7 +97,9 @@ def masks():
     from detr_nb import DetrForSegmentation
     from detr_nb.detector import image_tokens, transform
     from detr_nb.mask_head import draw_masks
-    config = transformers.DetrConfig(use_pretrained_backbone=False, num_labels=250, encoder_layers=1, decoder_layers=1)
+    config = transformers.DetrConfig(
+        use_pretrained_backbone=False, num_labels=250, encoder_layers=1, decoder_layers=1
+    )
     theirs = transformers.DetrForSegmentation(config).eval()
     folder = tempfile.mkdtemp()
     theirs.save_pretrained(folder)
@@ -103,10 +120,15 @@ def masks():
             maps = theirs.bbox_attention(states, grid(memory), attention_mask=None)
             return theirs.mask_head(features=grid(tokens.features), attention_masks=maps, fpn_features=pyramid)[:, 0]
 
-        a, b, few = best(run, 3), best(run_theirs, 3), best(lambda: draw_masks(ours, features, tokens, memory, sure), 3)
+        a, b, few = (
+            best(run, 3), best(run_theirs, 3), best(lambda: draw_masks(ours, features, tokens, memory, sure), 3),
+        )
         wanted = run_theirs()
         error = float((run() - wanted).abs().max() / wanted.abs().max())
-    print(f"mask head, 100 queries: {a:.2f} s against {b:.2f} s of transformers: {b / a:.1f} times faster; masks equal to {error:.0e} of their scale")
+    print(
+        f"mask head, 100 queries: {a:.2f} s against {b:.2f} s of transformers: {b / a:.1f} times faster; masks equal "
+        f"to {error:.0e} of their scale"
+    )
     print(f"masks of 20 kept queries: {few:.2f} s: {b / few:.1f} times faster")
 
 
@@ -122,18 +144,28 @@ def merge():
     logits = torch.zeros(1, 100, 251)
     logits[0, :, -1] = 8
     logits[0, :20, -1], logits[0, range(20), torch.randint(0, 250, (20,), generator=generator)] = 0, 8
-    blobs = torch.nn.functional.interpolate(torch.randn(1, 100, 6, 8, generator=generator) * 6, (120, 160), mode="bicubic")
+    blobs = torch.nn.functional.interpolate(
+        torch.randn(1, 100, 6, 8, generator=generator) * 6, (120, 160), mode="bicubic"
+    )
     outputs = SimpleNamespace(logits=logits, pred_masks=blobs, pred_boxes=torch.rand(1, 100, 4))
     mine, theirs = DetrImageProcessor(), transformers.DetrImageProcessor()
     sizes, fuse = [(480, 640)], set(range(91, 250))
-    panoptic = lambda p, **more: p.post_process_panoptic_segmentation(outputs, label_ids_to_fuse=fuse, target_sizes=sizes, **more)
+    panoptic = lambda p, **more: p.post_process_panoptic_segmentation(
+        outputs, label_ids_to_fuse=fuse, target_sizes=sizes, **more
+    )
     semantic = lambda p: p.post_process_semantic_segmentation(outputs, sizes)[0]
     a, b = best(lambda: panoptic(mine)), best(lambda: panoptic(theirs))
     same = torch.equal(panoptic(mine, compat="transformers")[0]["segmentation"], panoptic(theirs)[0]["segmentation"])
-    print(f"panoptic post-processing: {a * 1e3:.0f} ms against {b * 1e3:.0f} ms of transformers: {b / a:.1f} times faster; same map under compat: {same}")
+    print(
+        f"panoptic post-processing: {a * 1e3:.0f} ms against {b * 1e3:.0f} ms of transformers: {b / a:.1f} times "
+        f"faster; same map under compat: {same}"
+    )
     a, b = best(lambda: semantic(mine), 3), best(lambda: semantic(theirs), 3)
     same = torch.equal(semantic(mine), semantic(theirs))
-    print(f"semantic post-processing: {a * 1e3:.0f} ms against {b * 1e3:.0f} ms of transformers: {b / a:.1f} times faster; same map: {same}")
+    print(
+        f"semantic post-processing: {a * 1e3:.0f} ms against {b * 1e3:.0f} ms of transformers: {b / a:.1f} times "
+        f"faster; same map: {same}"
+    )
 
 
 if __name__ == "__main__":

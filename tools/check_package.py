@@ -1,4 +1,5 @@
-"Checks of the repository as a whole: `python tools/check_package.py imports | exported | order | wheel`."
+"""Checks of the repository as a whole: `python tools/check_package.py imports | exported | order |
+wheel`."""
 import ast
 import json
 import re
@@ -7,16 +8,19 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
 
 
 def imports():
     "Every module of the library imports with the runtime dependencies alone."
     modules = sorted(p.stem for p in (ROOT / "detr_nb").glob("[a-z]*.py"))
-    extra = ["nbdev", "execnb", "ghapi", "fastcore", "transformers", "pytest", "xdist", "supervision", "tensorboard", "nbclient", "nbformat", "jupyterlab"]
+    extra = [
+        "nbdev", "execnb", "ghapi", "fastcore", "transformers", "pytest", "xdist", "supervision", "tensorboard",
+        "nbclient", "nbformat", "jupyterlab",
+    ]
     code = f"""
 import importlib, sys
 
@@ -38,12 +42,12 @@ def exported():
     "Exporting and cleaning a copy of the repository changes nothing."
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "build", "runs", "demo", "*.egg-info"))
+        shutil.copytree(
+            ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "build", "runs", "demo", "*.egg-info")
+        )
         for module in (copy / "detr_nb").glob("[a-z]*.py"):
             module.unlink()
-        for command in ("nbdev_export", "nbdev_clean"):
-            subprocess.run([BIN / command], cwd=copy, check=True)
-        subprocess.run([sys.executable, "tools/make_readme.py"], cwd=copy, check=True)
+        subprocess.run([sys.executable, "tools/export.py"], cwd=copy, check=True)
         different = []
         for pattern in ("detr_nb/*.py", "README.md", "nbs/*.ipynb", "nbs/figures/*"):
             ours, theirs = ({p.relative_to(base) for p in base.glob(pattern)} for base in (ROOT, copy))
@@ -83,7 +87,8 @@ WORKSHOP = 90  # from this number on
 
 
 def may_import(chapter: str, home: str) -> bool:
-    "Whether an exported cell of a chapter may import from a module, by the stem of the chapter that the module comes from."
+    """Whether an exported cell of a chapter may import from a module, by the stem of the chapter
+    that the module comes from."""
     number, other = int(chapter[:2]), int(home[:2])
     if number >= WORKSHOP: return other == 1 or WORKSHOP <= other < number
     return other < number or other >= WORKSHOP
@@ -110,10 +115,12 @@ def public_names(module: str) -> set[str]:
 
 
 def order():
-    """Exported cells of a story chapter import from earlier story chapters and from the workshop; those of a workshop chapter
-    from earlier ones of the workshop and from Boxes. Every other cell may borrow the finished library by its public names."""
+    """Exported cells of a story chapter import from earlier story chapters and from the workshop;
+    those of a workshop chapter from earlier ones of the workshop and from Boxes. Every other
+    cell may borrow the finished library by its public names."""
     chapters = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
     home = {path.stem.split("_", 1)[1]: path.stem for path in chapters}
+    home[""] = "51"  # the package as a whole: only for the command line, which ends the story
     checked = 0
     for path in chapters:
         for cell in json.loads(path.read_text())["cells"]:
@@ -122,29 +129,60 @@ def order():
             for module, names in imports_of(source):
                 checked += 1
                 if not source.startswith("#| export"):
-                    hidden = [n for n in names if n not in public_names(module) and not (n.startswith("_") and home.get(module) == path.stem)]
-                    if hidden: raise SystemExit(f"{path.name}: imports {hidden} from {module or 'detr_nb'}: want public names")
+                    hidden = [
+                        n
+                        for n in names
+                        if n not in public_names(module) and not (n.startswith("_") and home.get(module) == path.stem)
+                    ]
+                    if hidden:
+                        raise SystemExit(
+                            f"{path.name}: imports {hidden} from {module or 'detr_nb'}: want public names"
+                        )
                 elif not may_import(path.stem, home[module]) and (path.stem, module) not in EXCEPTIONS:
                     raise SystemExit(f"{path.name}: an exported cell imports {module}, which comes later")
     print(f"{checked} imports: exported cells look back or into the workshop, the others borrow public names")
 
 
+ASSETS = [
+    "config.json", "model.safetensors", "preprocessor_config.json", "backbone.safetensors",
+    "log.csv", "record.npz", "backbone.csv", "masks.csv",
+]
+URLS = {"Source", "Documentation", "Changelog", "Issues"}
+CLASSIFIERS = {"Topic :: Scientific/Engineering :: Artificial Intelligence", "Typing :: Typed"}
+
+
+def lacking(names: list[str], scripts: str, metadata: str) -> list[str]:
+    "What a wheel should hold and does not, by the names of its files, its entry points and its metadata."
+    fields = message_from_string(metadata)
+    urls = dict(line.split(", ", 1) for line in fields.get_all("Project-URL", []))
+    wanted = [f"detr_nb/assets/scenes/{name}" for name in ASSETS] + ["detr_nb/py.typed"]
+    missing = [name for name in wanted if name not in names]
+    if "detr-nb = detr_nb.cli:main" not in scripts:
+        missing.append("the command detr-nb")
+    missing += [f"the URL {name}" for name in sorted(URLS) if not urls.get(name, "").startswith("https://")]
+    missing += [f"the classifier {name!r}" for name in sorted(CLASSIFIERS - set(fields.get_all("Classifier", [])))]
+    return missing
+
+
 def wheel():
-    "The wheel holds the embedded model and the command."
+    "The wheel holds the embedded model, the command, the mark of typed packages, the project's URLs and classifiers."
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, str(ROOT)], check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "build", "--wheel", "--outdir", folder, str(ROOT)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         path = next(Path(folder).glob("*.whl"))
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
-            scripts = file.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+            texts = [
+                file.read(next(name for name in names if name.endswith(f".dist-info/{part}"))).decode()
+                for part in ("entry_points.txt", "METADATA")
+            ]
         size = path.stat().st_size
-    wanted = ["config.json", "model.safetensors", "preprocessor_config.json", "backbone.safetensors", "log.csv", "record.npz", "backbone.csv", "masks.csv"]
-    missing = [n for n in wanted if f"detr_nb/assets/scenes/{n}" not in names]
-    if missing or "detr-nb = detr_nb.cli:main" not in scripts:
-        raise SystemExit(f"the wheel lacks {missing or 'the command'}")
+    missing = lacking(names, *texts)
+    if missing:
+        raise SystemExit(f"the wheel lacks {', '.join(missing)}")
     if any(n.startswith(("tests/", "tools/", "nbs/")) for n in names):
         raise SystemExit("the wheel holds more than the library")
-    print(f"{path.name}: {size / 1e6:.1f} MB, assets and command are there")
+    print(f"{path.name}: {size / 1e6:.1f} MB, assets, command, types, URLs and classifiers are there")
 
 
 if __name__ == "__main__":

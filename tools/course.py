@@ -1,7 +1,7 @@
 """The chapters' exercises as a course for nbgrader: `python tools/course.py [generate | check]`.
 
-`generate` writes `course/source` and `course/release`; `check` does what a teacher and four made-up students would do with
-them, and prints the marks. One truth: card, answer and check are those of the chapter, the answer's body taken out.
+`generate` writes `course/source` and `course/release`; `check` does what a teacher and four made-up students would do
+with them, and prints the marks. Card, answer and check are those of the chapter, the answer's body taken out.
 """
 import ast
 import copy
@@ -43,14 +43,20 @@ class Exercise:
 
 def code_of(notebook) -> list[str]:
     "The chapter's code cells, the exercises' own apart."
-    cells = [c for c in notebook.cells if c.cell_type == "code" and not {"solution", "check"} & set(c.metadata.get("tags", []))]
+    cells = [
+        c
+        for c in notebook.cells
+        if c.cell_type == "code" and not {"solution", "check"} & set(c.metadata.get("tags", []))
+    ]
     return [cell.source for cell in cells]
 
 
 def imports_of(codes: list[str]) -> dict[str, str]:
     "Every name that the chapter imports, and the statement for it."
     result = {}
-    for statement in (s for code in codes for s in ast.parse(code).body if isinstance(s, (ast.Import, ast.ImportFrom))):
+    for statement in (
+        s for code in codes for s in ast.parse(code).body if isinstance(s, (ast.Import, ast.ImportFrom))
+    ):
         for alias in statement.names:
             one = copy.copy(statement)
             one.names = [alias]
@@ -62,7 +68,11 @@ def definition(name: str, codes: list[str], chapter: str) -> str:
     "The source of a function, class or constant of the chapter."
     for code in codes:
         for node in ast.parse(code).body:
-            names = [node.name] if hasattr(node, "name") else [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]
+            names = (
+                [node.name]
+                if hasattr(node, "name")
+                else [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]
+            )
             if name in names:
                 first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
                 return "\n".join(code.splitlines()[first - 1 : node.end_lineno])
@@ -78,7 +88,9 @@ def read_chapter(path: Path) -> tuple[list[Exercise], list[str], dict[str, str]]
         tags = cell.metadata.get("tags", [])
         if "exercise" in tags:
             card, solution = cell.source, None
-            answer, needs = next(t[7:] for t in tags if t.startswith("answer:")), [t[6:] for t in tags if t.startswith("given:")]
+            answer, needs = (
+                next(t[7:] for t in tags if t.startswith("answer:")), [t[6:] for t in tags if t.startswith("given:")],
+            )
             given |= {name: definition(name, codes, path.stem) for name in needs}
         elif "solution" in tags:
             solution = cell.source
@@ -108,12 +120,14 @@ def setup_code(path: Path) -> str:
     text = "\n".join([*given.values(), *(e.solution + "\n" + e.check for e in exercises)])
     used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
     lines = [line for name, line in imports_of(codes).items() if name in used]
-    return "\n".join(["from __future__ import annotations\n", *sorted(set(lines)), *("\n" + code for code in given.values())])
+    return "\n".join(
+        ["from __future__ import annotations\n", *sorted(set(lines)), *("\n" + code for code in given.values())]
+    )
 
 
 def class_check(exercise: Exercise) -> str:
-    """A check in class: the answer is the student's own, and passes. The last line is a word, for nbgrader takes a number
-    that a check ends with as the marks."""
+    """A check in class: the answer is the student's own, and passes. The last line is a word, for
+    nbgrader takes a number that a check ends with as the marks."""
     module = "detr_nb." + exercise.chapter.split("_", 1)[1]
     return f"""import sys
 assert "{module}" not in sys.modules, "write it yourself: {module} holds the answer"
@@ -124,10 +138,14 @@ assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: 
 
 
 def source_notebook(path: Path):
-    "The teacher's notebook of a chapter: setup, then card, answer and locked check of each exercise, then the open questions."
+    """The teacher's notebook of a chapter: setup, then card, answer and locked check of each
+    exercise, then the open questions."""
     exercises, questions, _ = read_chapter(path)
     title = path.stem.split("_", 1)[1].replace("_", " ").capitalize()
-    text = f"The chapter `nbs/{path.name}` explains what is asked here. Run the cells from top to bottom; a check that raises no error is passed."
+    text = (
+        f"The chapter `nbs/{path.name}` explains what is asked here. Run the cells from top to bottom; "
+        "a check that raises no error is passed."
+    )
     cells = [new_markdown_cell(f"# {title}: exercises\n\n{text}")]
     cells.append(graded(new_code_cell(setup_code(path)), "setup"))
     for exercise in exercises:
@@ -138,7 +156,12 @@ def source_notebook(path: Path):
     for k, question in enumerate(questions):
         text, scheme = question.split("<details><summary>Mark scheme</summary>")
         cells.append(new_markdown_cell(text.strip()))
-        cells.append(graded(new_markdown_cell("Mark scheme:" + scheme.replace("</details>", "").rstrip()), f"question_{k + 1}", solution=True, points=3))
+        cells.append(
+            graded(
+                new_markdown_cell("Mark scheme:" + scheme.replace("</details>", "").rstrip()), f"question_{k + 1}",
+                solution=True, points=3,
+            )
+        )
     for k, cell in enumerate(cells):
         cell["id"] = f"cell{k:02d}"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -148,7 +171,8 @@ def source_notebook(path: Path):
 def graded(cell, grade_id: str, solution: bool = False, points: int | None = None):
     "The cell with what nbgrader wants to know of it. What is not the student's is locked."
     cell.metadata["nbgrader"] = {
-        "grade": points is not None, "grade_id": grade_id, "locked": not solution, "schema_version": 3, "solution": solution, "task": False,
+        "grade": points is not None, "grade_id": grade_id, "locked": not solution, "schema_version": 3,
+        "solution": solution, "task": False,
     } | ({} if points is None else {"points": points})
     return cell
 
@@ -156,11 +180,16 @@ def graded(cell, grade_id: str, solution: bool = False, points: int | None = Non
 def chapters() -> list[Path]:
     "Those with exercises."
     paths = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-    return [path for path in paths if any("exercise" in c.metadata.get("tags", []) for c in nbformat.read(path, as_version=4).cells)]
+    return [
+        path
+        for path in paths
+        if any("exercise" in c.metadata.get("tags", []) for c in nbformat.read(path, as_version=4).cells)
+    ]
 
 
 def grader(folder: Path):
-    "nbgrader on a course folder, with the settings that ours has. It calls a program that lies beside this Python."
+    """nbgrader on a course folder, with the settings that ours has. It calls a program that lies
+    beside this Python."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     from nbgrader.apps import NbGraderAPI
     from traitlets.config import Config
@@ -178,7 +207,8 @@ def answered(result: dict, what: str) -> None:
 
 
 def generate() -> None:
-    "Write the chapters' assignments in `course/source` and `course/release`; others that lie there are left alone."
+    """Write the chapters' assignments in `course/source` and `course/release`; others that lie
+    there are left alone."""
     from tqdm.auto import tqdm
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -192,7 +222,8 @@ def generate() -> None:
 
 
 def submit(path: Path, student: str, folder: Path) -> None:
-    "A made-up student's notebook: `correct` has every answer, `blank` none, `importer` takes them from detr_nb, `wrapper` hides that."
+    """A made-up student's notebook: `correct` has every answer, `blank` none, `importer` takes them
+    from detr_nb, `wrapper` hides that."""
     exercises, _, _ = read_chapter(path)
     answers = {e.name: e for e in exercises}
     module = "detr_nb." + path.stem.split("_", 1)[1]
@@ -206,7 +237,9 @@ def submit(path: Path, student: str, folder: Path) -> None:
         elif student == "importer":
             cell.source = f"from {module} import {name}"
         else:
-            cell.source = f"import {module} as m\n\n\ndef {name}(*values, **named):\n    return m.{name}(*values, **named)"
+            cell.source = (
+                f"import {module} as m\n\n\ndef {name}(*values, **named):\n    return m.{name}(*values, **named)"
+            )
     target = folder / "submitted" / student / path.stem
     target.mkdir(parents=True)
     nbformat.write(notebook, target / path.name)
@@ -230,14 +263,17 @@ STUDENTS = "correct", "blank", "importer", "wrapper"
 
 
 def check_assignment(path: Path, folder: Path) -> dict[str, tuple[float, float]]:
-    "Everything that a teacher does with one assignment, in a course of its own; each student's marks."
+    """Everything that a teacher does with one assignment, in a course of its own; each student's
+    marks."""
     count = sum(len(part) for part in read_chapter(path)[:2])  # an open question that is not answered counts too
     said = validated(COURSE / "source" / path.stem / path.name)
     if not said.startswith("Success"):
         raise RuntimeError(f"course/source/{path.name}: nbgrader validate does not say Success:\n{said}")
     said = validated(COURSE / "release" / path.stem / path.name)
     if not said.startswith(f"VALIDATION FAILED ON {count} CELL(S)"):
-        raise RuntimeError(f"course/release/{path.name}: all {count} exercises and questions should fail, nbgrader says:\n{said}")
+        raise RuntimeError(
+            f"course/release/{path.name}: all {count} exercises and questions should fail, nbgrader says:\n{said}"
+        )
     shutil.copytree(COURSE / "source" / path.stem, folder / "source" / path.stem)
     api = grader(folder)
     answered(api.generate_assignment(path.stem, force=True), f"release of {path.stem}")
@@ -254,7 +290,8 @@ def quiet() -> None:
 
 
 def check() -> int:
-    "Validate, release, grade and give feedback for every assignment; print the marks. 1 if a made-up student has the wrong ones."
+    """Validate, release, grade and give feedback for every assignment; print the marks. 1 if a
+    made-up student has the wrong ones."""
     from concurrent.futures import ProcessPoolExecutor
 
     from tqdm.auto import tqdm
@@ -265,10 +302,15 @@ def check() -> int:
             folder.mkdir()
         results = pool.map(check_assignment, chapters(), folders)
         print(f"{'':20s}" + "".join(f"{student:>12s}" for student in STUDENTS))
-        for path, result in zip(chapters(), tqdm(results, total=len(folders), desc="assignments", leave=False), strict=True):
+        for path, result in zip(
+            chapters(), tqdm(results, total=len(folders), desc="assignments", leave=False), strict=True
+        ):
             wanted = [result["correct"][1], 0, 0, 0]
             wrong += [score for score, _ in result.values()] != wanted
-            print(f"{path.stem:20s}" + "".join(f"{score:6g} of {most:<2g}" for score, most in result.values()), flush=True)
+            print(
+                f"{path.stem:20s}" + "".join(f"{score:6g} of {most:<2g}" for score, most in result.values()),
+                flush=True,
+            )
     return int(wrong > 0)
 
 

@@ -1,4 +1,5 @@
-"README.md from nbs/index.ipynb: prose, code, and its figures as files beside the notebooks; a small image of every chapter."
+"""README.md from nbs/index.ipynb: prose, code, and its figures as files beside the notebooks; a
+small image of every chapter."""
 import base64
 import io
 import re
@@ -29,7 +30,9 @@ def thumbnails() -> dict[str, bytes]:
     result = {}
     for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         if path.stem not in FIGURES: raise ValueError(f"{path.name}: no figure named for it in FIGURES")
-        image = Image.open(io.BytesIO(figures_of(nbformat.read(path, as_version=4))[FIGURES[path.stem]])).convert("RGB")
+        image = Image.open(io.BytesIO(figures_of(nbformat.read(path, as_version=4))[FIGURES[path.stem]])).convert(
+            "RGB"
+        )
         image.thumbnail((280, 90))
         file = io.BytesIO()
         image.quantize(64).save(file, "png", optimize=True)
@@ -53,7 +56,10 @@ def readme() -> tuple[str, dict[str, bytes]]:
             if "image/png" in data:
                 path = f"nbs/figures/index_{len(figures) + 1}.png"
                 figures[path] = base64.b64decode(data["image/png"])
-                if not words: raise ValueError("index.ipynb has a figure without words: want a line `#| fig-alt: …` in its cell")
+                if not words:
+                    raise ValueError(
+                        "index.ipynb has a figure without words: want a line `#| fig-alt: …` in its cell"
+                    )
                 parts.append(f"![{words[1].strip()}]({path})")
             elif "text/plain" in data or "text" in output:
                 text = data.get("text/plain", output.get("text", "")).strip()

@@ -63,7 +63,8 @@ def main() -> int:
         if shared: faults.append(f"{path.name}: several statements on the lines {shared[:8]}")
     total = ("total", *(sum(column) for column in list(zip(*rows))[1:]))
     if total[1] > ALL_STATEMENTS: faults.append(f"{total[1]} statements in all: want at most {ALL_STATEMENTS}")
-    if total[4] > WIDE_SHARE * total[2]: faults.append(f"{total[4]} of {total[2]} lines over {COMFORTABLE_WIDTH} columns")
+    if total[4] > WIDE_SHARE * total[2]:
+        faults.append(f"{total[4]} of {total[2]} lines over {COMFORTABLE_WIDTH} columns")
     names = ("module", "statements", "lines", f"> {WIDTH}", f"> {COMFORTABLE_WIDTH}", "shared", "tuples")
     for row in (names, *rows, total): print(f"{row[0]:<18}" + "".join(f"{value:>11}" for value in row[1:]))
     if "--check" not in sys.argv: return 0

@@ -1,4 +1,6 @@
 "Sphinx's settings of the website; `tools/make_docs.py` writes the pages."
+import inspect
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -15,10 +17,24 @@ copyright = config["DEFAULT"]["copyright"]
 release = config["DEFAULT"]["version"]
 language = "en"
 
-extensions = ["myst_parser"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-smartquotes = False
+nb_execution_mode = "off"  # outputs are shown as they were kept
+nb_merge_streams = True
+nb_number_source_lines = False
+smartquotes_action = "D"  # "--" between an argument and its explanation becomes a dash; quotes stay as they are
+
+default_role = "py:obj"  # `name` in a docstring links to what has this name
+autodoc_typehints = "none"  # types stand with the arguments
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+autodoc_default_options = {
+    "members": True, "undoc-members": True, "show-inheritance": True,
+    "inherited-members": "Module, Dataset, dict, tuple, str",  # theirs are not shown
+}
+napoleon_custom_sections = [("Attributes", "params_style")]  # a record's fields are what it is made from
+napoleon_use_rtype = False
 
 html_theme = "furo"
 pygments_dark_style = "a11y-high-contrast-dark"
@@ -35,8 +51,20 @@ add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 
+def no_field(app, what, name, value, skip, options):
+    "Members of a class are its methods and properties; its fields are explained once, with its arguments."
+    return skip or (what == "class" and not inspect.isroutine(value) and not isinstance(value, property))
+
+
+def plain_stars(app, what, name, value, options, lines):
+    "A star before a name, as in (T, *size), is a star, unless a second one makes it emphasis."
+    lines[:] = [re.sub(r"(?<![\w*`])\*(\w+)(?![\w*])", r"\\*\1", line) for line in lines]
+
+
 def setup(app):
     "Formulas become MathML, which browsers draw by themselves: no script, no font, no request."
+    app.connect("autodoc-skip-member", no_field)
+    app.connect("autodoc-process-docstring", plain_stars, priority=400)  # before napoleon
     def inline(writer, node):
         writer.body.append(convert(node.astext()))
         raise SkipNode
