@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 STATUS = ["", "Planning", "Pre-Alpha", "Alpha", "Beta", "Production/Stable", "Mature", "Inactive"]
-LICENSES = {"apache2": ("Apache-2.0", "Apache Software License")}  # nbdev's word → SPDX's name and the classifier's
+LICENSES = {"apache2": "Apache-2.0"}  # nbdev's word → SPDX's name
 PYTHONS = ["3.10", "3.11", "3.12"]
 
 root = Path(__file__).parent
@@ -14,7 +14,7 @@ config.read(root / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 extras = {name: settings[f"{name}_requirements"].split() for name in ("dev", "course", "docs")}
 readme = root / "README.md"
-license_name, license_words = LICENSES[settings["license"]]
+license_name = LICENSES[settings["license"]]
 
 setup(
     name=settings["lib_name"],
@@ -34,7 +34,6 @@ setup(
     classifiers=[
         f"Development Status :: {settings['status']} - {STATUS[int(settings['status'])]}",
         *(f"Intended Audience :: {audience}" for audience in settings["audience"].split()),
-        f"License :: OSI Approved :: {license_words}",
         "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
         *(f"Programming Language :: Python :: {version}" for version in PYTHONS),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SHOTS = ROOT / "build" / "browser"
 WIDGETS = {  # of the chapter, in order: their sliders
     "query": ["query", "layer"], "pixel": ["x", "y"], "matching": ["query", "right", "down", "size"],
-    "training": ["moment", "query", "picture"], "threshold": ["threshold"],
+    "training": ["moment", "query", "image"], "threshold": ["threshold"],
 }
 SETTINGS = {  # every cell stays in the page; nothing is fetched from elsewhere
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},

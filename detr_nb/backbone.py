@@ -101,6 +101,9 @@ def detr_nb_resnet(pretrained: bool = False, **kwargs) -> nn.Module:
     Args:
         pretrained (bool): Defaults to False.
         **kwargs
+
+    Returns:
+        nn.Module
     """
     from timm.models import build_model_with_cfg
     from timm.models.resnet import BasicBlock, ResNet
@@ -183,8 +186,8 @@ def create_backbone(
     except Exception as error:
         if not pretrained: raise
         raise OSError(
-            f"backbone={name!r}: its pretrained weights could not be loaded ({type(error).__name__}: "
-            f"{error}). "
+            f"backbone={name!r}: its pretrained weights could not be loaded "
+            f"({type(error).__name__}: {error}). "
             "Go online once, or pass use_pretrained_backbone=False to begin from random weights, "
             "or open a whole checkpoint with from_pretrained, which needs no backbone weights"
         ) from error
@@ -295,6 +298,9 @@ class PaddingMasker:
             module (Any)
             inputs (tuple[Tensor])
             output (Tensor)
+
+        Returns:
+            Tensor
         """
         real = nn.functional.avg_pool2d(
             self.inside(inputs[0]), module.kernel_size, module.stride, module.padding, module.ceil_mode,
@@ -346,6 +352,9 @@ class ConvEncoder(nn.Module):
         Args:
             pixel_values (Tensor): (B, 3, H, W) normalised
             pixel_mask (Tensor): (B, H, W) 1 where the image is real
+
+        Returns:
+            list[tuple[Tensor, Tensor]]
         """
         if self.padding:
             self.padding.pixel_mask = pixel_mask

@@ -67,6 +67,9 @@ def read_weights(
         path (str | os.PathLike): .safetensors; .bin or .pth, read with `weights_only`; or the index
             of a sharded one
 
+    Returns:
+        dict[str, Tensor]
+
     Raises:
         ValueError: names the file if it is truncated, foreign, or holds code.
         FileNotFoundError: one that is not there.
@@ -98,6 +101,9 @@ def rename(
     Args:
         key (str)
         rules (list): (pattern, replacement), applied in order
+
+    Returns:
+        str
     """
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
@@ -157,6 +163,9 @@ def to_hub_layout(
 
     Args:
         state (Mapping[str, Tensor]): any of the public layouts
+
+    Returns:
+        dict[str, Tensor]
     """
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     if any("transformer.encoder" in k for k in state):
@@ -192,6 +201,9 @@ def load_weights(
             lists them. Defaults to False.
         optional_parts (tuple[str, ...]): beginnings of names that the state may lack altogether,
             with a warning. Defaults to ().
+
+    Returns:
+        nn.Module
 
     Raises:
         ValueError: for a missing or unknown name and for another shape.
@@ -269,6 +281,9 @@ def open_checkpoint(
             DetrConfig.
         **hub: revision, local_files_only
 
+    Returns:
+        tuple[DetrConfig, Path]
+
     Raises:
         ValueError: for bare weights without a config.
     """
@@ -314,6 +329,9 @@ class Pretrained(nn.Module):
             ignore_mismatched_sizes (bool): begin tensors of another shape afresh (other labels,
                 other queries). Defaults to False.
             **changes: config fields to change: num_labels, id2label …
+
+        Returns:
+            Self
         """
         hub = {"revision": revision, "local_files_only": local_files_only}
         config, path = open_checkpoint(name, config, changes, cls.config_class, **hub)
@@ -329,6 +347,9 @@ class Pretrained(nn.Module):
 
         Args:
             state (dict[str, Tensor])
+
+        Returns:
+            dict[str, Tensor]
         """
         return state
 

@@ -69,8 +69,8 @@ def load_model(model: str, task: Task = Task.detection):
             return detr_nb.DetrForSegmentation.from_pretrained(model), processor
         except UserWarning as error:
             raise ValueError(
-                f"{model} is a detector and draws no masks; teach it: detr-nb train --frozen-detector "
-                f"{model}"
+                f"{model} is a detector and draws no masks; "
+                f"teach it: detr-nb train --frozen-detector {model}"
             ) from error
 
 # %% ../nbs/52_cli.ipynb #117223c2
@@ -82,6 +82,9 @@ def detect_images(model, processor, images: list, threshold: float) -> list[list
         processor
         images (list)
         threshold (float)
+
+    Returns:
+        list[list[dict]]
     """
     import torch
     inputs = processor(images, return_tensors="pt")
@@ -128,6 +131,9 @@ def stuff_ids(config) -> list[int]:
 
     Args:
         config
+
+    Returns:
+        list[int]
     """
     if config.stuff_ids is not None: return config.stuff_ids
     return list(range(91, config.num_labels)) if config.num_labels in (201, 250) else []
@@ -165,6 +171,9 @@ def segment_images(model, processor, images: list, task: Task, threshold: float)
         images (list)
         task (Task)
         threshold (float)
+
+    Returns:
+        list[dict]
     """
     import torch
     inputs = processor(images, return_tensors="pt")
@@ -224,6 +233,9 @@ def write_segments(
         found (Any)
         path (Path): of the PNG
         task (Task)
+
+    Returns:
+        list[dict]
     """
     import numpy as np
     import torch
@@ -299,8 +311,8 @@ def demo(
         )
     typer.echo(f"panoptic quality of the 100:\n{detr_nb.evaluation.format_qualities(qualities)}\n")
     typer.echo(
-        f"Open {out / 'detections.png'} and {out / 'panoptic.png'}; then the course: nbs/00_start.ipynb "
-        "(make lab)."
+        f"Open {out / 'detections.png'} and {out / 'panoptic.png'}; "
+        "then the course: nbs/00_start.ipynb (make lab)."
     )
 
 # %% ../nbs/52_cli.ipynb #eec89a78
@@ -309,6 +321,9 @@ def find_images(photos: list[str]) -> list[Path]:
 
     Args:
         photos (list[str])
+
+    Returns:
+        list[Path]
     """
     paths = []
     for photo in photos:
@@ -340,6 +355,9 @@ def drawing_paths(paths: list[Path], out: Path) -> dict[Path, Path]:
     Args:
         paths (list[Path])
         out (Path)
+
+    Returns:
+        dict[Path, Path]
     """
     taken = {path.resolve() for path in paths}
     names = {}
@@ -559,7 +577,7 @@ def eval_command(
         )
     network, processor = load_model(model, task)
     dataset = detr_nb.own_data.open_split(data, split, task is Task.panoptic)
-    detr_nb.training.check_categories(network, dataset)
+    detr_nb.config.check_categories(network.config, dataset.id2label)
     if task is Task.panoptic:
         tables = detr_nb.evaluation.evaluate_panoptic(network, dataset, processor, out, batch_size=batch_size)
         typer.echo(detr_nb.evaluation.format_qualities(tables))

@@ -54,6 +54,9 @@ def read_backbone(
     Args:
         values (dict[str, Any]): a public file's keys: any of the three spellings
 
+    Returns:
+        dict[str, Any]
+
     Raises:
         ValueError: for a network that timm does not have.
     """
@@ -108,6 +111,9 @@ def name_labels(
         num_labels (int | None)
         id2label (dict[int, str] | None): keys as numbers, or as the text that JSON makes of them
         label2id (dict[str, int] | None)
+
+    Returns:
+        tuple[int, dict[int, str], dict[str, int]]
 
     Raises:
         ValueError: for what does not fit.
@@ -199,6 +205,9 @@ def fields_from_public(values: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         values (dict[str, Any])
+
+    Returns:
+        dict[str, Any]
     """
     if values.get("model_type", "detr") != "detr":
         raise ValueError(f"model_type={values['model_type']!r}: want 'detr'")
@@ -217,6 +226,9 @@ def apply_changes(
     Args:
         values (dict[str, Any]): fields of a file
         changes (dict[str, Any]): fields to set after
+
+    Returns:
+        dict[str, Any]
     """
     old = values.get("id2label") or {}
     new = {str(i): name for i, name in (changes.get("id2label") or {}).items()}
@@ -229,7 +241,11 @@ def apply_changes(
     return values | dict.fromkeys(dropped) | changes
 
 def setting_names(cls: type) -> list[str]:
-    "Names of all settings that a class and the classes it extends take, in order."
+    """Names of all settings that a class and the classes it extends take, in order.
+
+    Returns:
+        list[str]
+    """
     given = [
         inspect.signature(c.__init__).parameters.values() for c in cls.__mro__ if "__init__" in vars(c)
     ]
@@ -364,7 +380,11 @@ class DetrConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The public file's keys, in the 4.x spelling, which transformers 4 and 5 both read. What
-        is only ours stands under `detr_nb`."""
+        is only ours stands under `detr_nb`.
+
+        Returns:
+            dict[str, Any]
+        """
         own = {
             name: copy.deepcopy(value)
             for name, value in vars(self).items()
@@ -394,6 +414,9 @@ class DetrConfig:
 
         Args:
             use_diff (bool): for transformers' Trainer, which asks with it. Defaults to True.
+
+        Returns:
+            str
         """
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
@@ -422,6 +445,9 @@ class DetrConfig:
         Args:
             values (dict[str, Any]): a public `config.json`, either spelling
             **changes: fields to set after
+
+        Returns:
+            Self
         """
         names = setting_names(cls)
         unknown = ", ".join(sorted(set(changes) - set(names)))
@@ -433,8 +459,7 @@ class DetrConfig:
         ):
             warnings.warn(
                 "auxiliary_loss=true in a config that transformers wrote: its decoder fed normed states "
-                "on, "
-                "so decoder_renormalize=True keeps its numbers",
+                "on, so decoder_renormalize=True keeps its numbers",
                 stacklevel=2,
             )
         read = apply_changes(fields_from_public(values), changes)
@@ -458,9 +483,33 @@ class DetrConfig:
             revision (str | None)
             local_files_only (bool): Defaults to False.
             **changes: fields to set after
+
+        Returns:
+            Self
         """
         path = find_file(name, "config.json", revision=revision, local_files_only=local_files_only)
         try:
             return cls.from_dict(read_json(path), **changes)
         except ValueError as error:
             raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+# %% ../nbs/94_config.ipynb #b853c809
+def check_categories(
+    config: DetrConfig,
+    id2label: dict[int, str],  # of a dataset
+) -> None:
+    """Check that a model has a place for every category of the data.
+
+    Args:
+        config (DetrConfig)
+        id2label (dict[int, str]): of a dataset
+
+    Raises:
+        ValueError: names the ids where it does not.
+    """
+    ids = sorted(id2label)
+    if ids and (ids[-1] >= config.num_labels or ids[0] < 0):
+        raise ValueError(
+            f"the data has category ids {ids[0]}…{ids[-1]}, the model num_labels={config.num_labels}: "
+            f"want at least {ids[-1] + 1}, the largest id + 1"
+        )

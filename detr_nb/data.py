@@ -87,6 +87,9 @@ def detection_target(
         width (int): of the image, in pixels
         masks (bool): masks (T, H, W) bool too. Defaults to False.
 
+    Returns:
+        dict[str, Tensor]
+
     Raises:
         ValueError: for a missing key, a NaN box or a negative size.
     """
@@ -242,8 +245,8 @@ def check_coco(
                 f"{folder / image['file_name']}: no such image; {source} lists it as image {image['id']}"
             )
     if empty:
-        found = f"{len(empty)} boxes have no area inside their image"
-        warnings.warn(f"{source}: {found} and are left out, the first in image {empty[0]}", stacklevel=3)
+        found = f"{len(empty)}, the first in image {empty[0]}"
+        warnings.warn(f"{source}: boxes without area inside their image are left out: {found}", stacklevel=3)
 
 # %% ../nbs/93_data.ipynb #41b0717e
 def coco_index(
@@ -292,7 +295,11 @@ class CocoDetection(Dataset):
 
     @property
     def id2label(self) -> dict[int, str]:
-        "Names of the categories by id."
+        """Names of the categories by id.
+
+        Returns:
+            dict[int, str]
+        """
         return {c["id"]: c["name"] for c in self.coco.dataset["categories"]}
 
     def __len__(self) -> int:
@@ -436,6 +443,9 @@ def panoptic_target(
         width (int): of the image, in pixels
         return_masks (bool): Defaults to True.
 
+    Returns:
+        dict[str, Tensor]
+
     Raises:
         ValueError: names the segment that lacks a key.
     """
@@ -501,7 +511,7 @@ def read_panoptic_file(
                 )
     bare = sorted(images - seen)
     if bare:
-        found = f"{len(bare)} images have no annotation and are left out, the first is {bare[0]}"
+        found = f"images without annotation are left out: {len(bare)}, the first is {bare[0]}"
         warnings.warn(f"{path}: {found}", stacklevel=2)
     return data
 
@@ -538,7 +548,7 @@ class CocoPanoptic(Dataset):
             for path in (self.image_path(annotation), self.masks_path / annotation["file_name"]):
                 if not path.is_file():
                     raise FileNotFoundError(
-                        f"{path}: no such image; {ann_file} lists it for image {annotation['image_id']}"
+                        f"{path}: no such file; {ann_file} lists it for image {annotation['image_id']}"
                     )
 
     @cached_property
@@ -560,12 +570,19 @@ class CocoPanoptic(Dataset):
 
         Args:
             annotation (Mapping)
+
+        Returns:
+            Path
         """
         return self.folder / self.images[annotation["image_id"]]["file_name"]
 
     @property
     def id2label(self) -> dict[int, str]:
-        "Names of the categories by id."
+        """Names of the categories by id.
+
+        Returns:
+            dict[int, str]
+        """
         return {c["id"]: c["name"] for c in self.data["categories"]}
 
     def __len__(self) -> int:

@@ -24,8 +24,8 @@ from .transformer import Decoder, Encoder
 # %% auto #0
 __all__ = [
     "Output", "DetrModelOutput", "DetrObjectDetectionOutput", "image_tokens", "transform",
-    "MLPPredictionHead", "learned_states", "predict_from", "evaluating", "DetrModel",
-    "hidden_fields", "DetrForObjectDetection"
+    "MLPPredictionHead", "learned_states", "predict_from", "DetrModel", "hidden_fields",
+    "DetrForObjectDetection", "evaluating"
 ]
 
 # %% ../nbs/15_detector.ipynb #07ea4744
@@ -56,7 +56,11 @@ class Output(dict):
             super().__setitem__(key, value)
 
     def to_tuple(self) -> tuple:
-        "The fields that are not None, in order."
+        """The fields that are not None, in order.
+
+        Returns:
+            tuple
+        """
         return tuple(self.values())
 
 # %% ../nbs/15_detector.ipynb #f07a4aa0
@@ -76,11 +80,11 @@ class DetrModelOutput(Output):
         encoder_attentions (tuple | None): encoder layers of (B, heads, S, S)
         intermediate_hidden_states (Tensor | None): (L, B, N, d) with `auxiliary_loss`
     """
-    last_hidden_state: Tensor = _GIVEN                     # (B, N, d) what the heads predict from
+    last_hidden_state: Tensor = _GIVEN                   # (B, N, d) what the heads predict from
     decoder_hidden_states: tuple | None = None           # L + 1 of (B, N, d); the last is normed
     decoder_attentions: tuple | None = None              # L of (B, heads, N, N)
     cross_attentions: tuple | None = None                # L of (B, heads, N, S)
-    encoder_last_hidden_state: Tensor = _GIVEN             # (B, S, d)
+    encoder_last_hidden_state: Tensor = _GIVEN           # (B, S, d)
     encoder_hidden_states: tuple | None = None           # encoder layers + 1 of (B, S, d)
     encoder_attentions: tuple | None = None              # encoder layers of (B, heads, S, S)
     intermediate_hidden_states: Tensor | None = None     # (L, B, N, d) with `auxiliary_loss`
@@ -105,14 +109,14 @@ class DetrObjectDetectionOutput(Output):
     """
     loss: Tensor | None = None                           # scalar, with labels
     loss_dict: dict | None = None                        # every part of it
-    logits: Tensor = _GIVEN                                # (B, N, num_labels + 1) the last class is no-object
-    pred_boxes: Tensor = _GIVEN                            # (B, N, 4) centre and size in 0…1
+    logits: Tensor = _GIVEN                              # (B, N, num_labels + 1) the last class is no-object
+    pred_boxes: Tensor = _GIVEN                          # (B, N, 4) centre and size in 0…1
     auxiliary_outputs: list | None = None                # of earlier layers: mappings with logits and pred_boxes
-    last_hidden_state: Tensor = _GIVEN                     # (B, N, d) what the heads predict from
+    last_hidden_state: Tensor = _GIVEN                   # (B, N, d) what the heads predict from
     decoder_hidden_states: tuple | None = None           # L + 1 of (B, N, d); the last is normed
     decoder_attentions: tuple | None = None              # L of (B, heads, N, N)
     cross_attentions: tuple | None = None                # L of (B, heads, N, S)
-    encoder_last_hidden_state: Tensor = _GIVEN             # (B, S, d)
+    encoder_last_hidden_state: Tensor = _GIVEN           # (B, S, d)
     encoder_hidden_states: tuple | None = None           # encoder layers + 1 of (B, S, d)
     encoder_attentions: tuple | None = None              # encoder layers of (B, heads, S, S)
 
@@ -139,6 +143,9 @@ class PositionedBackbone(nn.Module):
         Args:
             pixel_values (Tensor): (B, 3, H, W)
             pixel_mask (Tensor): (B, H, W)
+
+        Returns:
+            tuple[list[tuple[Tensor, Tensor]], Tensor]
         """
         features = self.conv_encoder(pixel_values, pixel_mask)
         last, mask = features[-1]
@@ -170,6 +177,9 @@ def image_tokens(
         model (DetrModel): or whatever has its `backbone` and its `input_projection`
         pixel_values (Tensor): (B, 3, H, W) normalised
         pixel_mask (Tensor | None): (B, H, W) 1 where the image is real: everywhere
+
+    Returns:
+        tuple[list[tuple[Tensor, Tensor]], Tokens]
     """
     if pixel_mask is None:
         pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
@@ -191,6 +201,9 @@ def tokens_from_embeds(
         pixel_mask (Tensor | None): (B, h, w) with h·w = S gives the map its shape; otherwise the
             map is square
         position_embedding (nn.Module)
+
+    Returns:
+        Tokens
 
     Raises:
         ValueError: if their map has no shape.
@@ -232,6 +245,9 @@ def transform(
         output_attentions (bool): Defaults to False.
         output_hidden_states (bool): Defaults to False.
         queries (Tensor | None): (N, d) in place of the model's own
+
+    Returns:
+        DetrModelOutput
     """
     if encoder_outputs is None:
         states, attentions = model.encoder(*tokens, need_weights=output_attentions)
@@ -280,6 +296,9 @@ class MLPPredictionHead(nn.Module):
         """
         Args:
             x (Tensor)
+
+        Returns:
+            Tensor
         """
         for layer in self.layers[:-1]:
             x = layer(x).relu()
@@ -312,28 +331,14 @@ def predict_from(
     Args:
         model (DetrForObjectDetection): or whatever has its two heads
         states (Tensor): (L, B, N, d) normed; the last layer is the prediction
+
+    Returns:
+        dict[str, Any]
     """
     logits = model.class_labels_classifier(states)
     boxes = model.bbox_predictor(states).sigmoid()
     *auxiliary, last = ({"logits": x, "pred_boxes": y} for x, y in zip(logits, boxes))
     return last | ({"auxiliary_outputs": auxiliary} if auxiliary else {})
-
-# %% ../nbs/15_detector.ipynb #94bec07b
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block. Afterwards every part has the mode that it had, also where
-    the block raised.
-
-    Args:
-        model (nn.Module)
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 # %% ../nbs/15_detector.ipynb #2444b037
 class DetrModel(Pretrained):
@@ -373,6 +378,9 @@ class DetrModel(Pretrained):
 
         Args:
             state (dict[str, Tensor])
+
+        Returns:
+            dict[str, Tensor]
         """
         state = {k.removeprefix("detr."): v for k, v in state.items()}
         return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
@@ -411,6 +419,9 @@ class DetrModel(Pretrained):
                 False.
             return_dict (bool): False: a tuple of what is not None. Defaults to True.
 
+        Returns:
+            DetrModelOutput | tuple
+
         Raises:
             ValueError: unless either `pixel_values` or `inputs_embeds` is given.
         """
@@ -432,6 +443,9 @@ def hidden_fields(hidden: DetrModelOutput) -> dict[str, Any]:
 
     Args:
         hidden (DetrModelOutput)
+
+    Returns:
+        dict[str, Any]
     """
     return {
         f.name: getattr(hidden, f.name) for f in fields(hidden) if f.name != "intermediate_hidden_states"
@@ -458,6 +472,9 @@ class DetrForObjectDetection(Pretrained):
 
         Args:
             state (dict[str, Tensor])
+
+        Returns:
+            dict[str, Tensor]
         """
         return {k.removeprefix("detr."): v for k, v in state.items() if k.startswith("detr.")} or state
 
@@ -484,6 +501,9 @@ class DetrForObjectDetection(Pretrained):
                 (T, 4) in 0…1
             criterion (DetrLoss | None): the detector's own
             pairs (Pairs | None): what the criterion's `match` returns; None: matched here
+
+        Returns:
+            tuple[Tensor, dict[str, Tensor]]
         """
         parts = (criterion or self.criterion)(predictions, labels, pairs)
         c = self.config
@@ -521,6 +541,9 @@ class DetrForObjectDetection(Pretrained):
             output_hidden_states (bool): return the states before and after every layer. Defaults to
                 False.
             return_dict (bool): False: a tuple of what is not None. Defaults to True.
+
+        Returns:
+            DetrObjectDetectionOutput | tuple
         """
         hidden = self.model(
             pixel_values, pixel_mask, decoder_attention_mask, encoder_outputs, inputs_embeds,
@@ -536,3 +559,23 @@ class DetrForObjectDetection(Pretrained):
             loss=loss, loss_dict=parts, **predictions, **hidden_fields(hidden)
         )
         return output.to_tuple() if return_dict is False else output
+
+# %% ../nbs/15_detector.ipynb #94bec07b
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block. Afterwards every part has the mode that it had, also where
+    the block raised.
+
+    Args:
+        model (nn.Module)
+
+    Returns:
+        Iterator[None]
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -55,17 +55,29 @@ class Quality:
 
     @property
     def sq(self) -> float:
-        "Segmentation quality: the mean IoU of matched pairs."
+        """Segmentation quality: the mean IoU of matched pairs.
+
+        Returns:
+            float
+        """
         return self.iou / max(self.tp, 1)
 
     @property
     def rq(self) -> float:
-        "Recognition quality: the F1 score of segments."
+        """Recognition quality: the F1 score of segments.
+
+        Returns:
+            float
+        """
         return self.tp / max(self.tp + (self.fp + self.fn) / 2, 0.5)
 
     @property
     def pq(self) -> float:
-        "Panoptic quality: the product."
+        """Panoptic quality: the product.
+
+        Returns:
+            float
+        """
         return self.sq * self.rq
 
 # %% ../nbs/33_evaluation.ipynb #2bbbf27f
@@ -80,7 +92,7 @@ def compare_segments(
     found_segments: Sequence[Mapping],  # id, category_id
 ) -> dict[int, Quality]:                # by category
     """Panoptic quality's counts for one image (Kirillov et al., 2019). Segments of a class match
-    where their IoU is over one half. Crowds are never matched nor missed; a segment that lies
+    where their IoU is over one half. Crowds are neither matched nor missed; a segment that lies
     mostly on one of its class, or on nobody's pixels, is not counted.
 
     Args:
@@ -138,6 +150,9 @@ def summarize_quality(
     Args:
         counts (Mapping[int, Quality]): by category
         categories (Sequence[Mapping]): id, isthing
+
+    Returns:
+        dict[str, dict]
     """
     occur = {c["id"]: counts[c["id"]] for c in categories if counts.get(c["id"], Quality()) != Quality()}
     def mean(ids: list[int]) -> dict[str, float]:
@@ -181,6 +196,9 @@ def mask_entries(
     Args:
         predictions (Mapping[int, Mapping]): image id → scores (K,), labels (K,), masks: K run
             lengths
+
+    Returns:
+        list[dict]
     """
     return [
         {"image_id": i, "category_id": int(label), "score": float(score), "segmentation": mask}
@@ -275,6 +293,9 @@ class CocoEvaluator:
         Args:
             verbose (bool): print COCO's own table. Defaults to True.
             category_ids (Sequence[int] | None): only these: all
+
+        Returns:
+            dict
         """
         tables = {}
         for iou_type in self.iou_types:
@@ -297,6 +318,9 @@ def thing_ids(coco) -> list[int] | None:
 
     Args:
         coco
+
+    Returns:
+        list[int] | None
     """
     categories = coco.dataset["categories"]
     if not all("isthing" in c for c in categories) or all(c["isthing"] for c in categories): return None
@@ -358,6 +382,9 @@ def evaluate(
         iou_types (Sequence[str]): "segm": of masks too. Defaults to ("bbox",).
         mask_threshold (float): of a query's best score: below it no mask is drawn, and an empty one
             is evaluated. Defaults to 0.0.
+
+    Returns:
+        dict[str, dict[str, float]]
     """
     evaluator = CocoEvaluator(dataset.coco, iou_types)
     predict = partial(model.predict, threshold=mask_threshold) if mask_threshold else None
@@ -386,6 +413,9 @@ def format_tables(
 
     Args:
         tables (Mapping[str, Mapping[str, float]]): what `evaluate` returns
+
+    Returns:
+        str
     """
     rows = [" " * 10 + "".join(f"{name:>14}" for name in tables)]
     return "\n".join(
@@ -404,6 +434,9 @@ def png_bytes(
 
     Args:
         segmentation (Tensor): (H, W) of ids
+
+    Returns:
+        bytes
     """
     with io.BytesIO() as file:
         Image.fromarray(id_to_rgb(segmentation.cpu().numpy())).save(file, format="PNG", compress_level=1)
@@ -513,6 +546,9 @@ class PanopticEvaluator:
     def summarize(self) -> dict[str, dict]:
         """`All`, `Things` and `Stuff`: pq, sq, rq (0…1) and n, how many classes; and `per_class`.
 
+        Returns:
+            dict[str, dict]
+
         Raises:
             ValueError: for an image of the truth without a prediction.
         """
@@ -533,6 +569,9 @@ def format_qualities(
 
     Args:
         tables (Mapping[str, Mapping]): what `PanopticEvaluator.summarize` returns
+
+    Returns:
+        str
     """
     numbers = lambda table: (
         "".join(f"{table[name]:9.3f}" for name in ("pq", "sq", "rq")) + f"{table['n']:9d}"
@@ -561,6 +600,9 @@ def evaluate_panoptic(
         threshold (float): of a segment's score. Defaults to 0.85.
         batch_size (int): Defaults to 16.
         progress (bool): show a bar. Defaults to True.
+
+    Returns:
+        dict[str, dict]
     """
     evaluator = PanopticEvaluator(dataset.ann_file, dataset.masks_path, output_dir)
     stuff = {c["id"] for c in dataset.data["categories"] if not c["isthing"]}
@@ -591,6 +633,9 @@ def metrics(
         val: `CocoDetection`, `SceneDetection` or `CocoPanoptic`
         processor (DetrImageProcessor)
         out (Path): gets the segments of panoptic data
+
+    Returns:
+        dict[str, float]
     """
     masks = isinstance(model, DetrForSegmentation)
     if masks and isinstance(val, CocoPanoptic):

@@ -5,37 +5,40 @@
 # %% ../nbs/50_explore.ipynb #4c271eb4
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 # %% auto #0
 __all__ = [
     "Inspection", "inspect_image", "draw_query", "draw_pixel", "draw_matching", "Record",
-    "read_record", "draw_training", "draw_threshold"
+    "read_record", "Recorder", "draw_threshold"
 ]
 
 # %% ../nbs/50_explore.ipynb #f45f3b17
 from .backbone import halving_stride
-from .boxes import box_cxcywh_to_xyxy, box_iou, box_xyxy_to_cxcywh
+from .boxes import box_cxcywh_to_xyxy, box_iou
 from .config import DetrConfig
-from .data import SceneDetection, detection_target
+from .data import SceneDetection
 from .detector import DetrForObjectDetection, evaluating, image_tokens, predict_from, transform
-from .files import ASSETS
+from .files import ASSETS, atomic
 from .losses import DetrLoss
 from .mask_head import DetrForSegmentation
 from .matcher import HungarianMatcher, assign, check_targets, matching_cost
 from .post_processing import valid_ratio
 from .processor import DetrImageProcessor
-from .transforms import resize, to_rgb_tensor
+from .transforms import normalize_target, to_rgb_tensor, to_uint8_image
 from detr_nb.visualization import (
-    bars, class_colour, draw_box, mosaic, panels, set_title, show_axis, show_boxes, show_heat,
+    bars, check_range, class_bars, class_colour, class_name, draw_box, mosaic, panels, set_title, show_axis,
+    show_boxes, show_heat,
 )
 
 if TYPE_CHECKING:
@@ -98,46 +101,6 @@ class Inspection:
         scores, labels = self.logits.softmax(-1)[:, :-1].max(-1)
         return scores.numpy(), labels.numpy()
 
-# %% ../nbs/50_explore.ipynb #5ec22608
-def to_uint8_image(image, side: int = 256) -> np.ndarray:
-    """An image of any kind as (H, W, 3) uint8, at most `side` pixels high and wide.
-
-    Args:
-        image
-        side (int): Defaults to 256.
-    """
-    rgb = to_rgb_tensor(image)
-    height, width = rgb.shape[-2:]
-    factor = min(1.0, side / max(height, width))
-    small, _ = resize(rgb.float(), (max(1, round(height * factor)), max(1, round(width * factor))))
-    return small.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-
-def normalize_target(
-    target: dict,              # annotations: COCO's own dicts, boxes in pixels
-    height: int, width: int,   # of the image, in pixels
-    share: Tensor,             # (4,) of the canvas that is image
-) -> dict[str, Tensor]:        # class_labels (T,), boxes (T, 4)
-    """The truth in the frame in which the model predicts.
-
-    Args:
-        target (dict): annotations: COCO's own dicts, boxes in pixels
-        height (int): of the image, in pixels
-        width (int): of the image, in pixels
-        share (Tensor): (4,) of the canvas that is image
-
-    Returns:
-        dict[str, Tensor]: class_labels (T,), boxes (T, 4)
-
-    Raises:
-        ValueError: for a target without annotations.
-    """
-    if "annotations" not in target:
-        wanted = "'annotations', as the datasets of `detr_nb.data` give them"
-        raise ValueError(f"target has the keys {sorted(target)}: want {wanted}")
-    truth = detection_target(target, height, width)
-    boxes = box_xyxy_to_cxcywh(truth["boxes"]) / torch.tensor([width, height, width, height]) * share
-    return {"class_labels": truth["class_labels"], "boxes": boxes}
-
 # %% ../nbs/50_explore.ipynb #a87c7457
 @torch.inference_mode()
 def inspect_image(
@@ -153,6 +116,9 @@ def inspect_image(
         processor (DetrImageProcessor)
         image: PIL, numpy or torch
         target (Any): its annotations, where they are known
+
+    Returns:
+        Inspection
     """
     batch = processor.collate([processor.encode(image)]).to(next(model.parameters()).device)
     detector = model.detr if isinstance(model, DetrForSegmentation) else model
@@ -179,50 +145,7 @@ def inspect_image(
     scale = torch.tensor([sides[1], sides[0], sides[1], sides[0]]) / share
     return Inspection(shown, model.config, logits, boxes, scale, (height, width), cross, encoder, target)
 
-# %% ../nbs/50_explore.ipynb #fcd80616
-def class_name(category: Any, config: DetrConfig) -> str:
-    """The name of a class; that of the last is "nothing".
-
-    Args:
-        category (Any)
-        config (DetrConfig)
-    """
-    return (
-        "nothing"
-        if category == config.num_labels
-        else config.id2label.get(int(category), f"class {category}")
-    )
-
-def class_bars(
-    ax,
-    probabilities: np.ndarray,  # (C + 1,)
-    config: DetrConfig,
-    count: int = 7,
-) -> None:
-    """The likeliest classes in their colours, "nothing" in grey.
-
-    Args:
-        ax
-        probabilities (np.ndarray): (C + 1,)
-        config (DetrConfig)
-        count (int): Defaults to 7.
-    """
-    top = np.argsort(-probabilities, kind="stable")[:count].tolist()
-    colours = ["0.6" if i == config.num_labels else class_colour(i) for i in top]
-    bars(ax, [class_name(i, config) for i in top], probabilities[top], colours, (0, 1), "classes")
-
 # %% ../nbs/50_explore.ipynb #ad47ae85
-def check_range(name: str, value: int, count: int) -> None:
-    """`ValueError` unless `value` is one of 0 … count − 1.
-
-    Args:
-        name (str)
-        value (int)
-        count (int)
-    """
-    if not 0 <= value < count or value != int(value):
-        raise ValueError(f"{name}={value}: want a whole number, 0 ≤ {name} < {count}")
-
 def mass_inside(
     inspection: Inspection,
     weights: np.ndarray,  # (h, w)
@@ -236,6 +159,9 @@ def mass_inside(
         weights (np.ndarray): (h, w)
         box (np.ndarray): (4,) corners in pixels of `inspection.image`
         margin (float): in cells, on every side. Defaults to 1.
+
+    Returns:
+        float
     """
     (height, width) = inspection.cell
     (rows, columns) = (np.arange(n) + 0.5 for n in weights.shape)
@@ -276,6 +202,9 @@ def name_targets(inspection: Inspection) -> list[str]:
 
     Args:
         inspection (Inspection)
+
+    Returns:
+        list[str]
     """
     return [class_name(label, inspection.config) for label in inspection.target["class_labels"].tolist()]
 
@@ -289,6 +218,9 @@ def cost_bars(ax, inspection: Inspection, query: int, count: int = 8) -> str:
         inspection (Inspection)
         query (int)
         count (int): Defaults to 8.
+
+    Returns:
+        str
     """
     if inspection.target is None or not len(inspection.target["class_labels"]): return ""
     cost, matched = matching_costs(inspection)
@@ -316,6 +248,9 @@ def draw_query(
         inspection (Inspection)
         query (int): 0 … N − 1
         layer (int): of the decoder, whose attention is shown over the image
+
+    Returns:
+        Figure
     """
     check_range("query", query, len(inspection.logits))
     check_range("layer", layer, len(inspection.cross))
@@ -369,6 +304,9 @@ def draw_pixel(
         x (int): pixels of `inspection.image` from the left
         y (int): and from the top
         layer (int): of the encoder. Defaults to 0.
+
+    Returns:
+        Figure
     """
     height, width = inspection.image.shape[:2]
     for name, value, count in (
@@ -430,6 +368,9 @@ def loss_parts(
     Args:
         inspection (Inspection)
         boxes (Tensor): (N, 4) in place of the model's own
+
+    Returns:
+        dict[str, float]
     """
     c = inspection.config
     criterion = DetrLoss(
@@ -473,6 +414,9 @@ def describe_changes(
         before (Mapping[int, int]): query → target
         after (Mapping[int, int]): query → target
         names (Sequence[str])
+
+    Returns:
+        str
     """
     old, new = ({t: q for q, t in matched.items()} for matched in (before, after))
     changed = [
@@ -495,6 +439,9 @@ def draw_matching(
         right (float): as for `move_box`. Defaults to 0.
         down (float): as for `move_box`. Defaults to 0.
         size (float): as for `move_box`. Defaults to 1.
+
+    Returns:
+        Figure
     """
     check_range("query", query, len(inspection.logits))
     (_, before) = matching_costs(inspection)
@@ -532,7 +479,7 @@ def draw_matching(
 # %% ../nbs/50_explore.ipynb #f5fb5ae5
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What `detr_nb.training.Recorder` kept: M moments, P images, N queries.
+    """What a `Recorder` kept: M moments, P images, N queries.
 
     Attributes:
         images (Sequence[np.ndarray]): P of (H, W, 3) uint8
@@ -570,6 +517,9 @@ def read_record(
             record
         config (DetrConfig | None): of the model that was trained; None: the embedded one's
 
+    Returns:
+        Record
+
     Raises:
         ValueError: where their numbers differ.
     """
@@ -589,83 +539,46 @@ def read_record(
         attention,
     )
 
-# %% ../nbs/50_explore.ipynb #e2ee116a
-def show_distance(ax, record: Record, moment: int, query: int) -> float:
-    """L1 distance between a query's boxes and its last ones, mean over the images, as a line;
-    returns it for this moment.
+# %% ../nbs/50_explore.ipynb #fd138134
+class Recorder:
+    """What every query predicts for a few images at several moments of a training, kept in one
+    small file.
 
     Args:
-        ax
-        record (Record)
-        moment (int)
-        query (int)
+        path (str | os.PathLike)
+        dataset (Any)
+        processor (DetrImageProcessor)
     """
-    distance = np.abs(record.boxes[:, :, query] - record.boxes[-1, :, query]).sum(-1).mean(1)
-    ax.plot(record.step / 1000, distance, "o-", ms=3, color="#0072B2")
-    ax.axvline(record.step[moment] / 1000, color="#D55E00", lw=1)
-    show_axis(ax, ylim=(0, None))
-    set_title(ax, "distance to its last boxes")
-    ax.set_xlabel("thousand steps", fontsize=7, labelpad=1)
-    return float(distance[moment])
+    def __init__(self, path: str | os.PathLike, dataset: Any, processor: DetrImageProcessor):
+        self.path = Path(path)
+        self.moments = []
+        self.batch = processor.collate([processor.encode(dataset[i][0]) for i in range(len(dataset))])
+        if self.path.exists():
+            with np.load(self.path) as old:
+                self.moments = [{k: old[k][i] for k in old.files} for i in range(len(old["step"]))]
 
-def show_all_boxes(ax, record: Record, moment: int, query: int) -> None:
-    """A query's boxes in all images, in the colour of what it says; grey where that is nothing.
+    @torch.inference_mode()
+    def __call__(self, step: int, model: nn.Module) -> None:
+        """Keep boxes (P, N, 4) float16, probabilities (P, N, C + 1) and the last layer's
+        cross-attention (P, N, h, w), mean of heads over its maximum, both in 0…255.
 
-    Args:
-        ax
-        record (Record)
-        moment (int)
-        query (int)
-    """
-    for (x, y, w, h), said in zip(record.boxes[moment, :, query], record.said()[moment, :, query]):
-        colour = "0.75" if said == record.config.num_labels else class_colour(int(said))
-        ax.plot(
-            x + w / 2 * np.array([-1, 1, 1, -1, -1]), y + h / 2 * np.array([-1, -1, 1, 1, -1]),
-            color=colour, lw=1.2,
+        Args:
+            step (int)
+            model (nn.Module)
+        """
+        batch = self.batch.to(next(model.parameters()).device)
+        with evaluating(model):
+            outputs = model(batch.pixel_values, batch.pixel_mask, output_attentions=True)
+        attention = outputs.cross_attentions[-1].mean(1)
+        attention = (attention / attention.amax(-1, keepdim=True)).unflatten(
+            -1, (math.isqrt(attention.shape[-1]), -1)
         )
-    show_axis(ax, xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
-    set_title(ax, f"its boxes in {len(record.images)} images")
-
-# %% ../nbs/50_explore.ipynb #5bb744e2
-def draw_training(
-    record: Record,
-    moment: int,       # 0 … M − 1
-    query: int,        # 0 … N − 1
-    image: int = 0,  # 0 … P − 1
-) -> Figure:
-    """A query at one moment of its training.
-
-    Args:
-        record (Record)
-        moment (int): 0 … M − 1
-        query (int): 0 … N − 1
-        image (int): 0 … P − 1. Defaults to 0.
-    """
-    for name, value, count in zip(
-        ("moment", "image", "query"), (moment, image, query), record.boxes.shape
-    ):
-        check_range(name, value, count)
-    figure, (place, classes, everywhere, course) = panels((0.1, 2.3), (3.1, 4.4), (4.7, 6.9), (7.4, 9.1))
-    box = record.boxes[moment, image, query]
-    said = record.said()[moment, :, query]
-    count = len(record.images)
-    height, width = record.images[image].shape[:2]
-    show_heat(record.attention[moment, image, query], record.images[image], ax=place)
-    set_title(place, f"query {query} at step {record.step[moment]}")
-    draw_box(
-        place, box_cxcywh_to_xyxy(torch.from_numpy(box)).numpy() * (width, height, width, height), "#56B4E9"
-    )
-    class_bars(classes, record.probabilities[moment, image, query], record.config)
-    show_all_boxes(everywhere, record, moment, query)
-    distance = show_distance(course, record, moment, query)
-    figure.set_label(
-        f"At step {record.step[moment]}, query {query} says {class_name(said[image], record.config)} in "
-        f"image {image}, in a box around "
-        f"({box[0] * width:.0f}, {box[1] * height:.0f}). It says something in "
-        f"{(said < record.config.num_labels).sum()} of {count} images; "
-        f"its boxes are {distance:.2f} from where they end."
-    )
-    return figure
+        moment = {"step": np.int64(step), "boxes": outputs.pred_boxes.half().cpu().numpy()}
+        for name, values in (("probabilities", outputs.logits.softmax(-1)), ("attention", attention)):
+            moment[name] = (values * 255).round().to(torch.uint8).cpu().numpy()
+        self.moments = [m for m in self.moments if m["step"] < step] + [moment]
+        with atomic(self.path) as part:
+            np.savez_compressed(part, **{k: np.stack([m[k] for m in self.moments]) for k in moment})
 
 # %% ../nbs/50_explore.ipynb #17f8c6bf
 def nms_keep_mask(inspection: Inspection, overlap: float = 0.5) -> np.ndarray:  # (N,) bool
@@ -691,6 +604,9 @@ def count_duplicates(inspection: Inspection, threshold: float, overlap: float = 
         inspection (Inspection)
         threshold (float)
         overlap (float): Defaults to 0.5.
+
+    Returns:
+        int
     """
     scores, labels = inspection.best()
     kept = scores > threshold
@@ -735,6 +651,9 @@ def draw_threshold(
     Args:
         inspection (Inspection)
         threshold (float): in 0…1: scores strictly above are kept
+
+    Returns:
+        Figure
     """
     if not 0 <= threshold <= 1: raise ValueError(f"threshold={threshold}: want 0 ≤ threshold ≤ 1")
     figure, (place, ranks, counts) = panels((0.1, 2.4), (2.9, 5.6), (6.2, 9.0))

@@ -23,16 +23,16 @@ __all__ = [
 
 # %% ../nbs/14_losses.ipynb #4aa20864
 def mean_over_processes(
-    total: Tensor,  # what this process has
-) -> Tensor:        # what a process has on average
+    total: Tensor,  # a count or a sum of this process
+) -> Tensor:        # its mean over all processes
     """A divisor for losses that are averaged over processes: with it, N processes give the loss
     that one would give for all their images.
 
     Args:
-        total (Tensor): what this process has
+        total (Tensor): a count or a sum of this process
 
     Returns:
-        Tensor: what a process has on average
+        Tensor: its mean over all processes
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return total
     total = total.clone()
@@ -44,6 +44,9 @@ def gather_objects(value) -> list:
 
     Args:
         value
+
+    Returns:
+        list
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return [value]
     values = [None] * torch.distributed.get_world_size()
@@ -51,7 +54,11 @@ def gather_objects(value) -> list:
     return values
 
 def rank_and_world() -> tuple[int, int]:
-    "The number of this process, and how many there are: 0 and 1 without others."
+    """The number of this process, and how many there are: 0 and 1 without others.
+
+    Returns:
+        tuple[int, int]
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
@@ -81,6 +88,9 @@ def join_pairs(
         matched (Sequence[tuple[Tensor, Tensor]]): what `match_layers` returns: L·B pairs of indices
         num_images (int): B
         device (torch.device | None)
+
+    Returns:
+        Pairs
     """
     where = torch.arange(len(matched)).repeat_interleave(torch.tensor([len(query) for query, _ in matched]))
     query, target = (torch.cat(indices) for indices in zip(*matched))
@@ -157,7 +167,7 @@ def cardinality_error(
     Returns:
         Tensor: (L,)
     """
-    # as `argmax`, several times faster
+    # the same as asking argmax, several times faster
     found = (logits[..., :-1].amax(-1) >= logits[..., -1]).sum(-1).float()
     return (found - torch.tensor(counts, device=logits.device).float()).abs().mean(1)
 
@@ -177,6 +187,9 @@ def matched_mask_losses(
         pairs (Pairs): M of the last layer
         num_boxes (Tensor)
 
+    Returns:
+        dict[str, Tensor]
+
     Raises:
         ValueError: where masks are missing or too few.
     """
@@ -185,15 +198,15 @@ def matched_mask_losses(
             raise ValueError(f"labels[{i}] has no 'masks': want them too, of shape ({count}, H, W)")
         if mask.dim() != 3 or len(mask) != count:
             raise ValueError(
-                f"labels[{i}]: {count} class_labels, masks of shape {tuple(mask.shape)}: want ({count}, H, "
-                "W)"
+                f"labels[{i}]: {count} class_labels, masks of shape {tuple(mask.shape)}: "
+                f"want ({count}, H, W)"
             )
     masks = outputs.get("matched_masks")
     if masks is None:
         if outputs.get("pred_masks") is None:
             raise ValueError(f"outputs have {sorted(outputs)}: want 'pred_masks' for the loss 'masks'")
         masks = outputs["pred_masks"][pairs.image, pairs.query]
-    # of each image, among the stacked masks
+    # where each image's masks begin in the stack
     first = torch.tensor([0, *targets.counts]).cumsum(0).to(pairs.image.device)
     truth = stack_masks(targets.masks).to(masks.device)[first[pairs.image] + pairs.target]
     return mask_losses(at_least_float32(masks), truth, num_boxes)
@@ -260,6 +273,9 @@ class DetrLoss(nn.Module):
         Args:
             outputs (Mapping): as for `forward`
             targets (Sequence[Mapping[str, Tensor]] | PackedTargets): as for `forward`
+
+        Returns:
+            Pairs
         """
         logits, boxes = stack_layers(outputs)
         return join_pairs(self.matcher.match_layers(logits, boxes, targets), logits.shape[1], logits.device)
@@ -280,6 +296,9 @@ class DetrLoss(nn.Module):
             targets (Sequence[Mapping[str, Tensor]] | PackedTargets): B of: class_labels, boxes,
                 masks
             pairs (Pairs | None): what `match` returns; None: matched here
+
+        Returns:
+            dict[str, Tensor]
 
         Raises:
             ValueError: for outputs of another number of classes.
@@ -328,7 +347,7 @@ def weighted_sum(
         Tensor: scalar
     """
     weights = {"loss_ce": 1, "loss_bbox": bbox, "loss_giou": giou, "loss_mask": mask, "loss_dice": dice}
-    # without the number of an auxiliary layer
+    # "loss_ce_0" is of the kind "loss_ce"
     kinds = {name: "_".join(name.split("_")[:2]) for name in losses}
     return torch.stack(
         [weights[kind] * losses[name] for name, kind in kinds.items() if kind in weights]

@@ -77,6 +77,9 @@ def channels_last(x: Tensor) -> Tensor:
 
     Args:
         x (Tensor)
+
+    Returns:
+        Tensor
     """
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -184,6 +187,9 @@ def crop_padding(
     Args:
         level (Tensor): (C, h, w)
         real (Tensor): (h, w) True where the image is, from the top left corner on
+
+    Returns:
+        tuple[Tensor, Tensor]
     """
     rows, columns = int(real[:, 0].sum()), int(real[0].sum())
     return level[:, :rows, :columns], real[:rows, :columns]
@@ -250,15 +256,15 @@ class DetrSegmentationOutput(Output):
     """
     loss: Tensor | None = None                           # scalar, with labels
     loss_dict: dict | None = None                        # every part of it
-    logits: Tensor = _GIVEN                                # (B, N, num_labels + 1) the last class is no-object
-    pred_boxes: Tensor = _GIVEN                            # (B, N, 4) centre and size in 0…1
-    pred_masks: Tensor = _GIVEN                            # (B, N, h, w) logits, over the whole canvas
+    logits: Tensor = _GIVEN                              # (B, N, num_labels + 1) the last class is no-object
+    pred_boxes: Tensor = _GIVEN                          # (B, N, 4) centre and size in 0…1
+    pred_masks: Tensor = _GIVEN                          # (B, N, h, w) logits, over the whole canvas
     auxiliary_outputs: list | None = None                # of earlier layers: mappings with logits and pred_boxes
-    last_hidden_state: Tensor = _GIVEN                     # (B, N, d) what the heads predict from
+    last_hidden_state: Tensor = _GIVEN                   # (B, N, d) what the heads predict from
     decoder_hidden_states: tuple | None = None           # L + 1 of (B, N, d); the last is normed
     decoder_attentions: tuple | None = None              # L of (B, heads, N, N)
     cross_attentions: tuple | None = None                # L of (B, heads, N, S)
-    encoder_last_hidden_state: Tensor = _GIVEN             # (B, S, d)
+    encoder_last_hidden_state: Tensor = _GIVEN           # (B, S, d)
     encoder_hidden_states: tuple | None = None           # encoder layers + 1 of (B, S, d)
     encoder_attentions: tuple | None = None              # encoder layers of (B, heads, S, S)
 
@@ -295,6 +301,9 @@ class DetrForSegmentation(Pretrained):
 
         Args:
             state (dict[str, Tensor])
+
+        Returns:
+            dict[str, Tensor]
         """
         return (
             state
@@ -314,6 +323,9 @@ class DetrForSegmentation(Pretrained):
 
         Args:
             mode (bool): Defaults to True.
+
+        Returns:
+            Self
         """
         super().train(mode)
         if self.detector_is_frozen:
@@ -333,6 +345,9 @@ class DetrForSegmentation(Pretrained):
             pixel_mask (Tensor | None): (B, H, W)
             labels (Sequence[Mapping[str, Tensor]]): B of: class_labels (T,), boxes (T, 4), masks
                 (T, H, W)
+
+        Returns:
+            tuple[Tensor, dict[str, Tensor]]
         """
         features, tokens = image_tokens(self.detr.model, pixel_values, pixel_mask)
         hidden = transform(self.detr.model, tokens)
@@ -360,6 +375,9 @@ class DetrForSegmentation(Pretrained):
             pixel_values (Tensor): (B, 3, H, W) normalised
             pixel_mask (Tensor | None): (B, H, W) 1 where the image is real
             threshold (float): of the best real class's score. Defaults to 0.5.
+
+        Returns:
+            DetrSegmentationOutput
         """
         features, tokens = image_tokens(self.detr.model, pixel_values, pixel_mask)
         hidden = transform(self.detr.model, tokens)
@@ -399,6 +417,9 @@ class DetrForSegmentation(Pretrained):
             output_hidden_states (bool): return the states before and after every layer. Defaults to
                 False.
             return_dict (bool): False: a tuple of what is not None. Defaults to True.
+
+        Returns:
+            DetrSegmentationOutput | tuple
 
         Raises:
             ValueError: for `inputs_embeds`: masks are drawn from the image's features.

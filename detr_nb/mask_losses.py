@@ -94,6 +94,9 @@ def mask_losses(
         targets (Tensor): (M, H, W) true masks
         num_boxes (float | Tensor)
 
+    Returns:
+        dict[str, Tensor]
+
     Raises:
         ValueError: unless there are as many of each.
     """

@@ -26,6 +26,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 
     Args:
         x (Tensor)
+
+    Returns:
+        Tensor
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -71,6 +74,9 @@ def assign(
     Args:
         cost (Tensor): (G, N, T) one matrix an image (and layer), targets padded to T
         num_targets (list[int]): of each of the G
+
+    Returns:
+        list[tuple[Tensor, Tensor]]
     """
     from scipy.optimize import linear_sum_assignment
     host = cost.detach().cpu().numpy()
@@ -174,6 +180,9 @@ def pack_targets(
             function returns
         logits (Tensor): (…, B, N, C + 1) of the predictions
 
+    Returns:
+        PackedTargets
+
     Raises:
         ValueError: for another number of targets than images; otherwise as `check_targets`.
     """
@@ -227,6 +236,9 @@ class HungarianMatcher(nn.Module):
             logits (Tensor): (L, B, N, C + 1)
             boxes (Tensor): (L, B, N, 4)
             targets (Sequence[Mapping[str, Tensor]] | PackedTargets)
+
+        Returns:
+            list[tuple[Tensor, Tensor]]
 
         Raises:
             ValueError: for predictions that are not finite; for targets as `pack_targets`.

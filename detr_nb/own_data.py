@@ -22,11 +22,10 @@ from .files import write_json
 from .mask_head import DetrForSegmentation
 from .pretraining import scenes_config, scenes_processor
 from .processor import DetrImageProcessor
-from .training import coco_config
 
 # %% auto #0
 __all__ = [
-    "COLUMNS", "read_table", "write_coco", "open_split", "start_training"
+    "COLUMNS", "read_table", "write_coco", "open_split", "coco_config", "start_training"
 ]
 
 # %% ../nbs/42_own_data.ipynb #bfdc4a99
@@ -40,6 +39,9 @@ def read_table(
     Args:
         path (str | os.PathLike): CSV with the columns of `COLUMNS`; a file alone is an image
             without objects
+
+    Returns:
+        dict[str, list[tuple[str, float, float, float, float]]]
 
     Raises:
         ValueError: names the line that cannot be read.
@@ -81,6 +83,9 @@ def write_coco(
         table (Mapping[str, Sequence[tuple[str, float, float, float, float]]]): what `read_table`
             gives
         labels (Sequence[str]): the first is category 1, the next 2 …; the same for all splits
+
+    Returns:
+        Path
 
     Raises:
         ValueError: for a label that is not in `labels`, and for a box that is empty or reaches out
@@ -131,6 +136,9 @@ def open_split(
         panoptic (bool): segments, from `annotations/panoptic_*.json` and the PNGs in
             `panoptic_{split}/`. Defaults to False.
 
+    Returns:
+        CocoDetection | CocoPanoptic
+
     Raises:
         FileNotFoundError: where there is none.
     """
@@ -176,6 +184,9 @@ def read_stuff_ids(dataset) -> list[int] | None:
 
     Args:
         dataset
+
+    Returns:
+        list[int] | None
     """
     categories = (
         dataset.data["categories"] if hasattr(dataset, "data") else dataset.coco.dataset["categories"]
@@ -185,6 +196,20 @@ def read_stuff_ids(dataset) -> list[int] | None:
         if all("isthing" in c for c in categories)
         else None
     )
+
+# %% ../nbs/42_own_data.ipynb #69c23997
+def coco_config(**changes) -> DetrConfig:
+    """The published network as the original trains it: auxiliary losses, dropout inside attention
+    and perceptron too.
+
+    Args:
+        **changes
+
+    Returns:
+        DetrConfig
+    """
+    learning: dict[str, Any] = dict(auxiliary_loss=True, attention_dropout=0.1, activation_dropout=0.1)
+    return DetrConfig(**learning | changes)
 
 # %% ../nbs/42_own_data.ipynb #65e2e0c8
 def start_training(
@@ -209,6 +234,9 @@ def start_training(
         masks (bool): a model that draws masks. Defaults to False.
         frozen (bool): `model` is a finished detector whose classes stay as they are. Defaults to
             False.
+
+    Returns:
+        tuple[DetrForObjectDetection | DetrForSegmentation, DetrImageProcessor]
 
     Raises:
         ValueError: for arguments that do not go together.

@@ -115,6 +115,9 @@ def post_process_object_detection(
         threshold (float): only scores strictly above are kept. Defaults to 0.5.
         target_sizes: (B, 2) height, width of the original images; None: boxes stay in 0…1
         pixel_mask (Tensor | None): (B, H, W), where boxes are relative to the padded canvas
+
+    Returns:
+        list[dict[str, Tensor]]
     """
     scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)
     boxes = scale_boxes(outputs.pred_boxes, target_sizes, pixel_mask)
@@ -185,6 +188,9 @@ def integer_sizes(
     Args:
         target_sizes
         batch (int)
+
+    Returns:
+        list[Any]
     """
     sizes = check_sizes(target_sizes, batch)
     if (sizes < 1).any() or (sizes != sizes.round()).any():
@@ -212,6 +218,9 @@ class ImageOutput(NamedTuple):
 
         Args:
             threshold (float)
+
+        Returns:
+            tuple[Tensor, Tensor, Tensor]
         """
         scores, labels = self.logits.float().softmax(-1).max(-1)
         keep = ((labels < self.logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
@@ -229,6 +238,9 @@ def split_outputs(
         outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
         target_sizes: (B, 2) height, width; None: the masks' own
         pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: everywhere
+
+    Returns:
+        list[ImageOutput]
     """
     logits = outputs.logits.detach()
     masks = outputs.pred_masks.detach()
@@ -320,6 +332,9 @@ def check_compat(compat: str | None) -> bool:
     Args:
         compat (str | None)
 
+    Returns:
+        bool
+
     Raises:
         ValueError: for another word.
     """
@@ -352,6 +367,9 @@ def post_process_panoptic_segmentation(
         target_sizes: (B, 2) height, width of the original images; None: the masks' own size
         pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: everywhere
         compat (str | None): "transformers": its result, its mistakes too
+
+    Returns:
+        list[dict]
     """
     as_theirs = check_compat(compat)
     merge = merge_as_transformers if as_theirs else merge_masks
@@ -405,6 +423,9 @@ def post_process_instance_segmentation(
             to False.
         pixel_mask (Tensor | None)
         compat (str | None)
+
+    Returns:
+        list[dict]
     """
     result = post_process_panoptic_segmentation(
         outputs, threshold, mask_threshold, overlap_mask_area_threshold, None, target_sizes, pixel_mask,
@@ -439,6 +460,9 @@ def post_process_segmentation(
         threshold (float): only scores strictly above are kept. Defaults to 0.9.
         mask_threshold (float): Defaults to 0.5.
         pixel_mask (Tensor | None)
+
+    Returns:
+        list[dict[str, Tensor]]
     """
     result = []
     for output in split_outputs(outputs, target_sizes, pixel_mask):
@@ -469,6 +493,9 @@ def post_process_instance(
         threshold (float): of a pixel's probability. Defaults to 0.5.
         pixel_mask (Tensor | None): (B, H, W) where the canvas is larger than the largest image of
             each
+
+    Returns:
+        list[dict]
     """
     masks = outputs.pred_masks.detach().float()
     if len(results) != len(masks):
@@ -499,6 +526,9 @@ def assign_pixels(
         things (Mapping[int, bool]): a class that is False here is stuff, whose masks become the
             first of them
         size (Sequence[int])
+
+    Returns:
+        tuple[np.ndarray, list[int]]
     """
     ids = masks.argmax(0) if len(masks) else torch.zeros(masks.shape[1:], dtype=torch.int64)
     first: dict[int, int] = {}
@@ -534,6 +564,9 @@ def post_process_panoptic(
         compat (str | None): "transformers": the padding is not cut off
         pixel_mask (Tensor | None): (B, H, W) where the canvas is larger than the largest image of
             each
+
+    Returns:
+        list[dict]
     """
     things = {i: i <= 90 for i in range(201)} if is_thing_map is None else is_thing_map
     sizes = integer_sizes(processed_sizes, len(outputs.logits))
@@ -584,6 +617,9 @@ def merge_as_transformers(
         mask_threshold (float)
         overlap_mask_area_threshold (float)
         label_ids_to_fuse (Collection[int])
+
+    Returns:
+        tuple[Tensor, list[dict]]
     """
     if not len(scores): return torch.full(probabilities.shape[1:], -1.0), []
     weighted = probabilities * scores[:, None, None]
@@ -614,6 +650,9 @@ def rle_as_transformers(segmentation: Tensor) -> list[list[int]]:
 
     Args:
         segmentation (Tensor)
+
+    Returns:
+        list[list[int]]
     """
     result = []
     for value in segmentation.unique():

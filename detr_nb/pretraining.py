@@ -40,6 +40,9 @@ def cell_targets(
     Args:
         scene (Scene)
         stride (int): pixels a cell
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]
     """
     cells = SIZE // stride
     categories = np.array(scene.category_ids)[scene.segment_map]
@@ -89,6 +92,9 @@ class DensePredictor(nn.Module):
 
         Args:
             x (Tensor): (B, 3, H, W)
+
+        Returns:
+            tuple[Tensor, Tensor]
         """
         logits, boxes = (
             self.head(self.backbone(x)[-1]).permute(0, 2, 3, 1).split([1 + len(CATEGORIES), 4], -1)
@@ -110,6 +116,9 @@ def dense_losses(
         predicted (Tensor): (B, h, w, 4) corners in 0…1
         mixture (Tensor): (B, h, w, 13) shares that add up to 1
         boxes (Tensor): (B, h, w, 4) corners in 0…1
+
+    Returns:
+        tuple[Tensor, Tensor]
     """
     weight = 1 + 9 * mixture[..., 1 : 1 + len(THINGS)].sum(-1)
     weight = weight / weight.mean()
@@ -155,8 +164,8 @@ def pretrain_backbone(
         kept = torch.load(state, weights_only=True)
         if kept["recipe"] != recipe:
             raise ValueError(
-                f"{state} was made with steps, batch_size, lr, weight_decay, seed = {kept['recipe']}: want "
-                f"{recipe}"
+                f"{state} was made with steps, batch_size, lr, weight_decay, seed = "
+                f"{kept['recipe']}: want {recipe}"
             )
         for name, part in parts.items():
             part.load_state_dict(kept[name])
@@ -197,6 +206,9 @@ def scenes_config(**changes) -> DetrConfig:
 
     Args:
         **changes
+
+    Returns:
+        DetrConfig
     """
     narrow: dict[str, Any] = dict(
         backbone="detr_nb_resnet", d_model=128, encoder_layers=1, decoder_layers=4,
@@ -210,7 +222,11 @@ def scenes_config(**changes) -> DetrConfig:
 
 # %% ../nbs/40_pretraining.ipynb #f25cf9d6
 def scenes_processor() -> DetrImageProcessor:
-    "Scenes have the right size already; any other image is brought near it."
+    """Scenes have the right size already; any other image is brought near it.
+
+    Returns:
+        DetrImageProcessor
+    """
     return DetrImageProcessor(size={"shortest_edge": SIZE, "longest_edge": 2 * SIZE})
 
 def init_scenes_detector(
@@ -223,6 +239,9 @@ def init_scenes_detector(
         backbone (str | os.PathLike): its pretrained weights. Defaults to ASSETS / "scenes" /
             "backbone.safetensors".
         seed (int): Defaults to 0.
+
+    Returns:
+        DetrForObjectDetection
     """
     torch.manual_seed(seed)
     detector = DetrForObjectDetection(scenes_config(use_pretrained_backbone=False))

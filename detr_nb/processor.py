@@ -57,6 +57,9 @@ def read_size(
             `preprocessor_config.json` holds
         max_size (int | None): the longest edge, beside a bare number
 
+    Returns:
+        dict[str, int]
+
     Raises:
         ValueError: for a form that says nothing.
     """
@@ -146,6 +149,9 @@ class BatchFeature(dict):
 
         Args:
             device: or dtype: then only floating point tensors change
+
+        Returns:
+            BatchFeature
         """
         def move(value):
             if isinstance(value, dict): return {k: move(v) for k, v in value.items()}
@@ -178,6 +184,9 @@ def read_annotations(
         masks (bool | None): draw masks too: by default those of panoptic annotations only
         masks_path (Any): folder of the panoptic PNGs
 
+    Returns:
+        list[dict[str, Tensor]]
+
     Raises:
         ValueError: for an annotation of the other format.
     """
@@ -203,7 +212,7 @@ def read_annotations(
         count = sum(lost.values())
         first = next(iter(lost))
         warnings.warn(
-            f"{count} boxes have no area inside their image and are left out, the first in image {first}",
+            f"boxes without area inside their image are left out: {count}, the first in image {first}",
             stacklevel=4,
         )
     return targets
@@ -231,11 +240,8 @@ def read_layout(
     """
     key = str(getattr(layout, "value", layout)).lower()
     if key not in LAYOUTS or LAYOUTS[key] not in allowed:
-        raise ValueError(
-            f"{name}={key!r}: want "
-            f"{' or '.join(repr(k) for k in ('channels_first', 'channels_last') if LAYOUTS[k] in allowed)} "
-            "or None"
-        )
+        wanted = [repr(k) for k in ("channels_first", "channels_last") if LAYOUTS[k] in allowed]
+        raise ValueError(f"{name}={key!r}: want {' or '.join(wanted)} or None")
     return LAYOUTS[key]
 
 # %% ../nbs/32_processor.ipynb #8be50b60
@@ -248,6 +254,9 @@ def convert_batch(
     Args:
         batch (BatchFeature): tensors; images that are not padded as a list of them
         return_tensors (str | None): "pt", "np" or None
+
+    Returns:
+        BatchFeature
 
     Raises:
         ValueError: for another word.
@@ -280,6 +289,9 @@ def as_list_pairs(
     Args:
         images: one image or many: PIL, numpy or torch
         annotations: one dict, a list of them, or None
+
+    Returns:
+        tuple[list, list | None]
 
     Raises:
         ValueError: where they are not, or where there is no image.
@@ -361,7 +373,12 @@ class DetrImageProcessor:
         self.extra: dict[str, Any] = {}  # keys of a public file that are not ours; written back
 
     def to_dict(self) -> dict[str, Any]:
-        "The keys of the public file, `box_frame`, and the settings that a class of one's own adds."
+        """The keys of the public file, `box_frame`, and the settings that a class of one's own
+        adds.
+
+        Returns:
+            dict[str, Any]
+        """
         values = {name: getattr(self, name) for name in setting_names(type(self)) if name != "max_size"}
         values |= {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
         values["pad_size"] = self.pad_size and dict(zip(("height", "width"), self.pad_size))
@@ -379,6 +396,9 @@ class DetrImageProcessor:
         Args:
             values (dict[str, Any]): keys of the public file, of any year
             **changes: settings to set after; one that is None changes nothing
+
+        Returns:
+            Self
         """
         values = {
             k: v for k, v in values.items() if k not in ("image_processor_type", "feature_extractor_type")
@@ -419,6 +439,9 @@ class DetrImageProcessor:
             revision (str | None): hub: branch, tag or commit
             local_files_only (bool): hub: only what was fetched before. Defaults to False.
             **changes: settings to set after
+
+        Returns:
+            Self
         """
         path = find_file(
             name, "preprocessor_config.json", revision=revision, local_files_only=local_files_only
@@ -438,6 +461,9 @@ class DetrImageProcessor:
             image (Image.Image | np.ndarray | Tensor)
             target (dict[str, Tensor] | None): boxes (T, 4) corners in pixels, masks (T, H, W)
             channels_first (bool | None): of an array; None: decided by the shape
+
+        Returns:
+            tuple[Tensor, dict[str, Tensor] | None]
 
         Raises:
             ValueError: for an image without pixels.
@@ -470,6 +496,9 @@ class DetrImageProcessor:
 
         Args:
             items (Sequence[tuple[Tensor, dict[str, Tensor] | None]]): what `encode` returns
+
+        Returns:
+            BatchFeature
         """
         images, targets = zip(*items)
         pixel_values, pixel_mask = pad_images(images, self.pad_size)
@@ -511,6 +540,9 @@ class DetrImageProcessor:
             data_format (str): of pixel_values, the only one. Defaults to "channels_first".
             **changes: of the processor's own settings, for this call; None: as it is
 
+        Returns:
+            BatchFeature
+
         Raises:
             ValueError: for arguments that do not fit each other.
         """
@@ -546,6 +578,9 @@ class DetrImageProcessor:
         Args:
             pixel_values_list (Sequence): (3, H, W) each
             return_tensors (str | None): "pt", "np" or None
+
+        Returns:
+            BatchFeature
         """
         tensors = [
             torch.as_tensor(np.array(p) if isinstance(p, np.ndarray) else p) for p in pixel_values_list
@@ -569,6 +604,9 @@ class DetrImageProcessor:
             target_sizes: (B, 2) height, width of the original images; None: boxes stay in 0…1
             pixel_mask (Tensor | None): (B, H, W); with `box_frame="canvas"`: which part of the
                 canvas is the image
+
+        Returns:
+            list[dict[str, Tensor]]
         """
         mask = pixel_mask if self.box_frame == "canvas" else None
         return post_processing.post_process_object_detection(outputs, threshold, target_sizes, mask)
@@ -585,6 +623,9 @@ class DetrImageProcessor:
             outputs: as for `post_process_object_detection`
             target_sizes: (B, 2) height, width of the original images
             pixel_mask (Tensor | None): as for `post_process_object_detection`
+
+        Returns:
+            list[dict[str, Tensor]]
         """
         return self.post_process_object_detection(outputs, -1.0, target_sizes, pixel_mask)
 

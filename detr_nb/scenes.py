@@ -104,6 +104,9 @@ def hsv_to_rgb(h: float, s: float, v: float) -> list[float]:
         h (float)
         s (float)
         v (float)
+
+    Returns:
+        list[float]
     """
     sectors = ((n + 6 * h) % 6 for n in (5.0, 3.0, 1.0))
     return [255 * (v - v * s * max(0.0, min(k, 4 - k, 1.0))) for k in sectors]
@@ -114,6 +117,9 @@ def random_thing(rng: np.random.Generator) -> Thing:
 
     Args:
         rng (np.random.Generator)
+
+    Returns:
+        Thing
     """
     size = math.exp(rng.uniform(math.log(12), math.log(64)))
     first, second = (hsv_to_rgb(rng.uniform(), rng.uniform(0.25, 1), rng.uniform(0.3, 1)) for _ in range(2))
@@ -131,6 +137,9 @@ def render_thing(thing: Thing) -> tuple[slice, slice, np.ndarray, np.ndarray]:
 
     Args:
         thing (Thing)
+
+    Returns:
+        tuple[slice, slice, np.ndarray, np.ndarray]
     """
     reach = thing.size / 2 * 1.45
     rows = slice(max(0, int(thing.y - reach)), min(SIZE, int(thing.y + reach) + 2))
@@ -171,6 +180,9 @@ def lay_stuff(rng: np.random.Generator) -> np.ndarray:
 
     Args:
         rng (np.random.Generator)
+
+    Returns:
+        np.ndarray
     """
     level = rng.uniform(35, 75)
     horizon = np.float32(level) + _wave(rng, rng.uniform(1, 5))
@@ -197,6 +209,9 @@ def paint_stuff(rng: np.random.Generator, stuff: np.ndarray) -> np.ndarray:
     Args:
         rng (np.random.Generator)
         stuff (np.ndarray)
+
+    Returns:
+        np.ndarray
     """
     hues = np.array([0.58, 0.30, 0.52, 0.09]) + rng.uniform(-0.05, 0.05, 4)
     saturations = rng.uniform((0.15, 0.3, 0.35, 0.02), (0.6, 0.7, 0.8, 0.2))
@@ -223,11 +238,19 @@ class Scene:
     category_ids: list[int]   # of segment 0, 1, …: the stuff first, then the things from back to front
 
     def masks(self) -> np.ndarray:
-        "(segments, 128, 128) bool: the visible pixels of each segment."
+        """(segments, 128, 128) bool: the visible pixels of each segment.
+
+        Returns:
+            np.ndarray
+        """
         return self.segment_map == np.arange(len(self.category_ids), dtype=np.uint8)[:, None, None]
 
     def boxes(self) -> np.ndarray:
-        "(segments, 4) float32: x0, y0, x1, y1 in pixels around the visible pixels."
+        """(segments, 4) float32: x0, y0, x1, y1 in pixels around the visible pixels.
+
+        Returns:
+            np.ndarray
+        """
         masks = self.masks()
         columns, rows = masks.any(1), masks.any(2)
         return np.stack(
@@ -247,6 +270,9 @@ def draw_scene(seed: int, index: int, split: str = "train") -> Scene:
         seed (int)
         index (int)
         split (str): Defaults to "train".
+
+    Returns:
+        Scene
     """
     rng = np.random.default_rng([seed, sum(split.encode()), index])
     stuff = lay_stuff(rng)
@@ -287,6 +313,9 @@ def scene_annotations(
         scene (Scene)
         masks (bool): write each segment's visible pixels too (COCO run-length encoding). Defaults
             to True.
+
+    Returns:
+        list[dict]
     """
     boxes = scene.boxes()
     areas = np.bincount(scene.segment_map.ravel(), minlength=len(boxes))
@@ -313,6 +342,9 @@ def panoptic_ids(scene: Scene) -> np.ndarray:
 
     Args:
         scene (Scene)
+
+    Returns:
+        np.ndarray
     """
     colours = PALETTE[np.array(scene.category_ids) - 1]
     colours[:, 0] += np.arange(len(colours))

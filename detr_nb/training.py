@@ -6,38 +6,35 @@
 from __future__ import annotations
 
 import copy
-import csv
 import math
 import os
 import random
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from .checkpoints import save_checkpoint
-from .config import DetrConfig
+from .config import check_categories
 from .data import detection_target, panoptic_target
 from detr_nb.detector import (
-    DetrForObjectDetection, evaluating, image_tokens, learned_states, predict_from, transform,
+    DetrForObjectDetection, image_tokens, learned_states, predict_from, transform,
 )
 from .evaluation import metrics
-from .files import atomic
+from .files import Log
 from .mask_head import DetrForSegmentation
 from .processor import BatchFeature, DetrImageProcessor
 from .transforms import random_scale, to_rgb_tensor
 
 # %% auto #0
 __all__ = [
-    "RECIPES", "Recipe", "coco_config", "make_optimizer", "StepSampler", "TrainingImages",
-    "read_log", "Log", "TrainState", "train_step", "train", "Recorder"
+    "RECIPES", "Recipe", "make_optimizer", "StepSampler", "TrainingImages", "TrainState",
+    "train_step", "train"
 ]
 
 # %% ../nbs/41_training.ipynb #93f105fb
@@ -78,7 +75,7 @@ class Recipe:
     warmup: float = 0.0             # share of the steps in which the rate rises from 0
     augment: bool = True            # flip, random size, random crop
     query_groups: int = 1           # sets of queries that learn side by side; only the first is kept
-    ema: float = 0.0                              # decay of the average of the weights that is kept; 0: none
+    ema: float = 0.0                # decay of the average of the weights that is kept; 0: none
     evaluations: int = 30           # while training, evenly spaced
     seed: int = 0
 
@@ -94,17 +91,6 @@ RECIPES = {
         evaluations=4,
     ),
 }
-
-# %% ../nbs/41_training.ipynb #69c23997
-def coco_config(**changes) -> DetrConfig:
-    """The published network as the original trains it: auxiliary losses, dropout inside attention
-    and perceptron too.
-
-    Args:
-        **changes
-    """
-    learning: dict[str, Any] = dict(auxiliary_loss=True, attention_dropout=0.1, activation_dropout=0.1)
-    return DetrConfig(**learning | changes)
 
 # %% ../nbs/41_training.ipynb #227fc95c
 class GroupedQueries(nn.Module):
@@ -135,20 +121,19 @@ class GroupedQueries(nn.Module):
             pixel_mask (Tensor): (B, H, W) 1 where the image is real
             labels (list[dict[str, Tensor]]): B of: class_labels (T,), boxes (T, 4) centre and size
                 in 0…1
+
+        Returns:
+            tuple[Tensor, dict[str, Tensor]]
         """
         model = self.detector.model
         tokens = image_tokens(model, pixel_values, pixel_mask)[1]
-        # (G, N, d)
         queries = torch.cat([model.query_position_embeddings.weight[None], self.extra])
         same = torch.ones(queries.shape[1], queries.shape[1], device=queries.device)
-        # (B, G·N, G·N)
         own_group = torch.block_diag(*[same] * self.groups).expand(len(pixel_values), -1, -1)
         hidden = transform(
             model, tokens, own_group if self.groups > 1 else None, queries=queries.flatten(0, 1)
         )
-        # (L, B, G, N, d)
-        states = learned_states(hidden).unflatten(2, (self.groups, -1))
-        # (L, G·B, N, …)
+        states = learned_states(hidden).unflatten(2, (self.groups, -1))  # (L, B, G, N, d)
         predictions = predict_from(self.detector, states.transpose(1, 2).flatten(1, 2))
         return self.detector.loss(predictions, labels * self.groups)
 
@@ -176,6 +161,9 @@ class MaskLearner(nn.Module):
             pixel_values (Tensor): (B, 3, H, W) normalised
             pixel_mask (Tensor): (B, H, W) 1 where the image is real
             labels (list[dict[str, Tensor]]): B of: class_labels (T,), boxes (T, 4), masks (T, H, W)
+
+        Returns:
+            tuple[Tensor, dict[str, Tensor]]
         """
         return self.segmenter.training_loss(pixel_values, pixel_mask, labels)
 
@@ -212,6 +200,9 @@ def make_optimizer(
         model (nn.Module)
         recipe (Recipe)
         steps (int)
+
+    Returns:
+        tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
 
     Raises:
         ValueError: for an unknown schedule.
@@ -283,6 +274,9 @@ def drop_crowds(
 
     Args:
         target (dict[str, Tensor]): what `panoptic_target` returns
+
+    Returns:
+        dict[str, Tensor]
     """
     keep = target["iscrowd"] == 0
     return target | {
@@ -322,67 +316,6 @@ class TrainingImages(Dataset):
             image, target = random_scale(image, target, rng, self.processor.size.get("longest_edge", 1333))
         return self.processor.encode(image, target)
 
-# %% ../nbs/41_training.ipynb #79a6dfc9
-def read_log(
-    path: str | os.PathLike,
-) -> list[dict[str, float]]:
-    """The rows of a training log; a number that a row does not have is left out, and so is a last
-    row that was cut off.
-
-    Args:
-        path (str | os.PathLike)
-    """
-    text = Path(path).read_text()
-    try:
-        return [
-            {k: float(v) for k, v in row.items() if v}
-            for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        ]
-    except ValueError as error:
-        raise ValueError(f"{path}: not a training log ({error})") from error
-
-# %% ../nbs/41_training.ipynb #e676a618
-class Log:
-    """Rows of numbers in a CSV file and, where tensorboard is installed, in its event files. Rows
-    after `step` of an earlier run are taken back.
-
-    Args:
-        folder (Path)
-        step (int)
-    """
-    columns = (
-        "step", "pictures", "lr", "grad_norm", "loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask",
-        "loss_dice", "cardinality_error", "AP", "AP50", "AP75", "AP things", "mask AP", "mask AP things",
-        "PQ", "PQ things", "PQ stuff",
-    )
-
-    def __init__(self, folder: Path, step: int):
-        self.path = folder / "log.csv"
-        kept = [row for row in read_log(self.path) if row["step"] <= step] if step else []
-        with atomic(self.path) as part:
-            part.write_text(",".join(self.columns) + "\r\n", newline="")
-            self._append(part, kept)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-            self.events = SummaryWriter(str(folder / "events"), purge_step=step + 1)
-        except ImportError:
-            self.events = None
-            print("tensorboard is not installed: the log is log.csv alone", file=sys.stderr)
-
-    def _append(self, path: Path, rows: list[dict[str, float]]) -> None:
-        with open(path, "a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerows([{k: f"{v:.6g}" for k, v in row.items()} for row in rows])
-
-    def write(self, row: dict[str, float]) -> None:
-        """Add a row.
-
-        Args:
-            row (dict[str, float])
-        """
-        self._append(self.path, [row])
-        for name, value in row.items() if self.events else ():
-            self.events.add_scalar(name, value, int(row["step"]))
-
 # %% ../nbs/41_training.ipynb #7a5dfb93
 class TrainState:
     """All that the next step depends on. What learns is the detector, wrapped as its recipe wants
@@ -403,7 +336,6 @@ class TrainState:
     ):
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
         self.detector, self.recipe, self.step = detector, recipe, 0
-        # type: ignore[call-overload]
         self.learner: Any = as_learner(detector, recipe).to(device, memory_format=torch.channels_last)
         self.optimizer, self.schedule = make_optimizer(self.learner, recipe, steps)
         self.average = (
@@ -412,7 +344,11 @@ class TrainState:
 
     @property
     def eval_model(self) -> Any:
-        "The model that is evaluated and saved: the running average, if there is one."
+        """The model that is evaluated and saved: the running average, if there is one.
+
+        Returns:
+            Any
+        """
         return self.detector if self.average is None else self.average.module
 
     def _parts(self) -> dict[str, Any]:
@@ -465,11 +401,15 @@ def train_step(
         batch (BatchFeature)
         accelerator
 
+    Returns:
+        dict[str, Tensor]
+
     Raises:
         FloatingPointError: when the loss is not finite.
     """
-    images = batch.pixel_values.contiguous(memory_format=torch.channels_last)
-    loss, parts = model(images, batch.pixel_mask, batch.labels)
+    loss, parts = model(
+        batch.pixel_values.contiguous(memory_format=torch.channels_last), batch.pixel_mask, batch.labels,
+    )
     if not loss.isfinite(): raise FloatingPointError(f"step {state.step + 1}: the loss is {loss.item()}")
     optimizer.zero_grad()
     accelerator.backward(loss)
@@ -483,24 +423,6 @@ def train_step(
         k: v for k, v in parts.items() if not re.search(r"_\d+$", k)
     }
 
-# %% ../nbs/41_training.ipynb #554841d8
-def check_categories(
-    model: DetrForObjectDetection | DetrForSegmentation,
-    dataset: Any,  # with `id2label`
-) -> None:
-    """`ValueError` where the data has a category that the model has no place for.
-
-    Args:
-        model (DetrForObjectDetection | DetrForSegmentation)
-        dataset (Any): with `id2label`
-    """
-    ids = sorted(dataset.id2label)
-    if ids and (ids[-1] >= model.config.num_labels or ids[0] < 0):
-        found = (
-            f"the data has category ids {ids[0]}…{ids[-1]}, the model num_labels={model.config.num_labels}"
-        )
-        raise ValueError(f"{found}: want at least {ids[-1] + 1}, the largest id + 1")
-
 # %% ../nbs/41_training.ipynb #a72dac85
 def count_steps(
     recipe: Recipe,
@@ -511,6 +433,9 @@ def count_steps(
     Args:
         recipe (Recipe)
         images (int): in the dataset
+
+    Returns:
+        int
 
     Raises:
         ValueError: where there is nothing to do.
@@ -586,7 +511,11 @@ class RunningMeans:
             self.values.setdefault(name, []).append(float(value.detach()))
 
     def take(self) -> dict[str, float]:
-        "The means, and begin again. Every process must ask."
+        """The means, and begin again. Every process must ask.
+
+        Returns:
+            dict[str, float]
+        """
         means = {
             k: torch.tensor(sum(v) / len(v), device=self.accelerator.device) for k, v in self.values.items()
         }
@@ -635,7 +564,7 @@ def train(
     out = Path(out)
     processor = processor or DetrImageProcessor()
     path = find_checkpoint(out, resume)
-    check_categories(detector, dataset)
+    check_categories(detector.config, dataset.id2label)
     steps = count_steps(recipe, len(dataset))
     accelerator = make_accelerator(recipe.batch_size)
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -688,44 +617,3 @@ def train(
             processor.save_pretrained(out / "model")
     accelerator.wait_for_everyone()
     return out / "model"
-
-# %% ../nbs/41_training.ipynb #fd138134
-class Recorder:
-    """What every query predicts for a few images at several moments of a training, kept in one
-    small file.
-
-    Args:
-        path (str | os.PathLike)
-        dataset (Any)
-        processor (DetrImageProcessor)
-    """
-    def __init__(self, path: str | os.PathLike, dataset: Any, processor: DetrImageProcessor):
-        self.path = Path(path)
-        self.moments = []
-        self.batch = processor.collate([processor.encode(dataset[i][0]) for i in range(len(dataset))])
-        if self.path.exists():
-            with np.load(self.path) as old:
-                self.moments = [{k: old[k][i] for k in old.files} for i in range(len(old["step"]))]
-
-    @torch.inference_mode()
-    def __call__(self, step: int, model: nn.Module) -> None:
-        """Keep boxes (P, N, 4) float16, probabilities (P, N, C + 1) and the last layer's
-        cross-attention (P, N, h, w), mean of heads over its maximum, both in 0…255.
-
-        Args:
-            step (int)
-            model (nn.Module)
-        """
-        batch = self.batch.to(next(model.parameters()).device)
-        with evaluating(model):
-            outputs = model(batch.pixel_values, batch.pixel_mask, output_attentions=True)
-        attention = outputs.cross_attentions[-1].mean(1)
-        attention = (attention / attention.amax(-1, keepdim=True)).unflatten(
-            -1, (math.isqrt(attention.shape[-1]), -1)
-        )
-        moment = {"step": np.int64(step), "boxes": outputs.pred_boxes.half().cpu().numpy()}
-        for name, values in (("probabilities", outputs.logits.softmax(-1)), ("attention", attention)):
-            moment[name] = (values * 255).round().to(torch.uint8).cpu().numpy()
-        self.moments = [m for m in self.moments if m["step"] < step] + [moment]
-        with atomic(self.path) as part:
-            np.savez_compressed(part, **{k: np.stack([m[k] for m in self.moments]) for k in moment})

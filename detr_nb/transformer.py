@@ -38,6 +38,9 @@ def attend(
         mask (Tensor | None): broadcasts to (…, T, S): True where a key may be looked at
         p (float): dropout of the weights. Defaults to 0.0.
         need_weights (bool): Defaults to False.
+
+    Returns:
+        tuple[Tensor, Tensor | None]
     """
     if not need_weights: return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p), None
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -96,6 +99,9 @@ class Attention(nn.Module):
             value (Tensor): (B, S, d)
             mask (Tensor | None): (B, S), or (B, T, S): True where a key may be looked at
             need_weights (bool): return the attention maps too. Defaults to False.
+
+        Returns:
+            tuple[Tensor, Tensor | None]
         """
         q, k, v = (
             self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(value)),
@@ -154,6 +160,9 @@ class EncoderLayer(nn.Module):
             positions (Tensor): (B, S, d)
             mask (Tensor | None): (B, S) True where the image is real
             need_weights (bool): Defaults to False.
+
+        Returns:
+            tuple[Tensor, Tensor | None]
         """
         with_pos_embed = x + positions
         attn_output, weights = self.self_attn(with_pos_embed, with_pos_embed, x, mask, need_weights)
@@ -205,6 +214,9 @@ class DecoderLayer(EncoderLayer):
             mask (Tensor | None): (B, S) True where the image is real
             query_mask (Tensor | None): (B, N) or (B, N, N) True where a query may be looked at
             need_weights (bool): Defaults to False.
+
+        Returns:
+            tuple[Tensor, Tensor | None, Tensor | None]
         """
         with_pos_embed = x + queries
         attn_output, self_weights = self.self_attn(with_pos_embed, with_pos_embed, x, query_mask, need_weights)
@@ -252,6 +264,9 @@ class Encoder(nn.Module):
             positions (Tensor): (B, S, d)
             mask (Tensor | None): (B, S)
             need_weights (bool): Defaults to False.
+
+        Returns:
+            tuple[list[Tensor], list[Tensor | None]]
         """
         states = [x]
         attentions = []
@@ -327,6 +342,9 @@ class Decoder(nn.Module):
             mask (Tensor | None): (B, S)
             query_mask (Tensor | None): (B, N) or (B, N, N)
             need_weights (bool): Defaults to False.
+
+        Returns:
+            DecoderStates
         """
         states = [x]
         normed = []

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data import clip_boxes
+from .boxes import box_xyxy_to_cxcywh
+from .data import clip_boxes, detection_target
 from .files import to_rgb
 
 # %% auto #0
@@ -128,6 +129,9 @@ def resize(
         image (Tensor): (3, H, W)
         size (Sequence[int]): height, width
         target (dict[str, Tensor] | None): boxes (T, 4) corners in pixels, masks (T, H, W)
+
+    Returns:
+        tuple[Tensor, dict[str, Tensor] | None]
     """
     from torchvision.transforms.v2.functional import resize as resize_tensor
     height, width = image.shape[-2:]
@@ -143,6 +147,49 @@ def resize(
         scaled["masks"] = resize_binary(target["masks"], tuple(size))
     return image, target | scaled | {"size": torch.tensor(size)}
 
+# %% ../nbs/30_transforms.ipynb #5ec22608
+def to_uint8_image(image, side: int = 256) -> np.ndarray:
+    """An image of any kind as (H, W, 3) uint8, at most `side` pixels high and wide.
+
+    Args:
+        image
+        side (int): Defaults to 256.
+
+    Returns:
+        np.ndarray
+    """
+    rgb = to_rgb_tensor(image)
+    height, width = rgb.shape[-2:]
+    factor = min(1.0, side / max(height, width))
+    small, _ = resize(rgb.float(), (max(1, round(height * factor)), max(1, round(width * factor))))
+    return small.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+def normalize_target(
+    target: dict,              # annotations: COCO's own dicts, boxes in pixels
+    height: int, width: int,   # of the image, in pixels
+    share: Tensor,             # (4,) of the canvas that is image
+) -> dict[str, Tensor]:        # class_labels (T,), boxes (T, 4)
+    """The truth in the frame in which the model predicts.
+
+    Args:
+        target (dict): annotations: COCO's own dicts, boxes in pixels
+        height (int): of the image, in pixels
+        width (int): of the image, in pixels
+        share (Tensor): (4,) of the canvas that is image
+
+    Returns:
+        dict[str, Tensor]: class_labels (T,), boxes (T, 4)
+
+    Raises:
+        ValueError: for a target without annotations.
+    """
+    if "annotations" not in target:
+        wanted = "'annotations', as the datasets of `detr_nb.data` give them"
+        raise ValueError(f"target has the keys {sorted(target)}: want {wanted}")
+    truth = detection_target(target, height, width)
+    boxes = box_xyxy_to_cxcywh(truth["boxes"]) / torch.tensor([width, height, width, height]) * share
+    return {"class_labels": truth["class_labels"], "boxes": boxes}
+
 # %% ../nbs/30_transforms.ipynb #c2199ccc
 def flip(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Left becomes right.
@@ -150,14 +197,14 @@ def flip(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Te
     Args:
         image (Tensor)
         target (dict[str, Tensor])
+
+    Returns:
+        tuple[Tensor, dict[str, Tensor]]
     """
     width = image.shape[-1]
-    boxes = target["boxes"][:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor(
-        [width, 0, width, 0]
-    )
-    return image.flip(-1), target | {"boxes": boxes} | (
-        {"masks": target["masks"].flip(-1)} if "masks" in target else {}
-    )
+    boxes = target["boxes"][:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1])
+    masks = {"masks": target["masks"].flip(-1)} if "masks" in target else {}
+    return image.flip(-1), target | {"boxes": boxes + torch.tensor([width, 0, width, 0])} | masks
 
 # %% ../nbs/30_transforms.ipynb #4e3483c3
 def crop(
@@ -175,6 +222,9 @@ def crop(
         left (int)
         height (int)
         width (int)
+
+    Returns:
+        tuple[Tensor, dict[str, Tensor]]
     """
     boxes, keep = clip_boxes(target["boxes"] - torch.tensor([left, top, left, top]), height, width)
     kept = {k: v[keep] for k, v in target.items() if k in ("class_labels", "iscrowd")}
@@ -198,6 +248,9 @@ def random_scale(
         target (Any): boxes (T, 4) corners in pixels
         rng (random.Random)
         longest (int): Defaults to 1333.
+
+    Returns:
+        tuple[Tensor, Any]
     """
     if rng.random() < 0.5:
         image, target = flip(image, target)

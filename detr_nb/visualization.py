@@ -16,10 +16,13 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from detr_nb.config import DetrConfig
+    from detr_nb.explore import Record
+
 # %% auto #0
 __all__ = [
     "PALETTE", "class_colour", "show_boxes", "show_heat", "show_segments", "show_matching", "grid",
-    "png", "as_html", "explore"
+    "png", "as_html", "explore", "check_range", "show_distance", "show_all_boxes", "draw_training"
 ]
 
 # %% ../nbs/90_visualization.ipynb #8754c31d
@@ -238,6 +241,9 @@ def grid(
         count (int)
         columns (int): Defaults to 4.
         size (float): inches of a square panel. Defaults to 2.2.
+
+    Returns:
+        list
     """
     import matplotlib.pyplot as plt
     rows = -(-count // columns)
@@ -258,6 +264,9 @@ def panels(
 
     Args:
         *spans (tuple[float, float]): left and right end of each, in inches
+
+    Returns:
+        tuple[Figure, list]
     """
     from matplotlib.figure import Figure
     width = spans[-1][1] + 0.12
@@ -328,12 +337,50 @@ def mosaic(
     rows, columns, height, width = framed.shape
     return framed.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[:-1, :-1]
 
+# %% ../nbs/90_visualization.ipynb #fcd80616
+def class_name(category: Any, config: DetrConfig) -> str:
+    """The name of a class; that of the last is "nothing".
+
+    Args:
+        category (Any)
+        config (DetrConfig)
+
+    Returns:
+        str
+    """
+    return (
+        "nothing"
+        if category == config.num_labels
+        else config.id2label.get(int(category), f"class {category}")
+    )
+
+def class_bars(
+    ax,
+    probabilities: np.ndarray,  # (C + 1,)
+    config: DetrConfig,
+    count: int = 7,
+) -> None:
+    """The likeliest classes in their colours, "nothing" in grey.
+
+    Args:
+        ax
+        probabilities (np.ndarray): (C + 1,)
+        config (DetrConfig)
+        count (int): Defaults to 7.
+    """
+    top = np.argsort(-probabilities, kind="stable")[:count].tolist()
+    colours = ["0.6" if i == config.num_labels else class_colour(i) for i in top]
+    bars(ax, [class_name(i, config) for i in top], probabilities[top], colours, (0, 1), "classes")
+
 # %% ../nbs/90_visualization.ipynb #888e8fb1
 def png(figure: Figure) -> bytes:
     """A figure as a file of 256 colours: a quarter of the size, and packed in a third of the time.
 
     Args:
         figure (Figure)
+
+    Returns:
+        bytes
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -349,6 +396,9 @@ def as_html(figure: Figure) -> str:
 
     Args:
         figure (Figure)
+
+    Returns:
+        str
     """
     source = base64.b64encode(png(figure)).decode()
     words = html.escape(str(figure.get_label()))
@@ -387,3 +437,97 @@ def explore(
         slider.observe(redraw, "value")
     redraw()
     return widgets.VBox([*sliders.values(), image])
+
+# %% ../nbs/90_visualization.ipynb #05991fe9
+def check_range(name: str, value: int, count: int) -> None:
+    """`ValueError` unless `value` is one of 0 … count − 1.
+
+    Args:
+        name (str)
+        value (int)
+        count (int)
+    """
+    if not 0 <= value < count or value != int(value):
+        raise ValueError(f"{name}={value}: want a whole number, 0 ≤ {name} < {count}")
+
+def show_distance(ax, record: Record, moment: int, query: int) -> float:
+    """L1 distance between a query's boxes and its last ones, mean over the images, as a line;
+    returns it for this moment.
+
+    Args:
+        ax
+        record (Record)
+        moment (int)
+        query (int)
+
+    Returns:
+        float
+    """
+    distance = np.abs(record.boxes[:, :, query] - record.boxes[-1, :, query]).sum(-1).mean(1)
+    ax.plot(record.step / 1000, distance, "o-", ms=3, color="#0072B2")
+    ax.axvline(record.step[moment] / 1000, color="#D55E00", lw=1)
+    show_axis(ax, ylim=(0, None))
+    set_title(ax, "distance to its last boxes")
+    ax.set_xlabel("thousand steps", fontsize=7, labelpad=1)
+    return float(distance[moment])
+
+def show_all_boxes(ax, record: Record, moment: int, query: int) -> None:
+    """A query's boxes in all images, in the colour of what it says; grey where that is nothing.
+
+    Args:
+        ax
+        record (Record)
+        moment (int)
+        query (int)
+    """
+    for (x, y, w, h), said in zip(record.boxes[moment, :, query], record.said()[moment, :, query]):
+        colour = "0.75" if said == record.config.num_labels else class_colour(int(said))
+        ax.plot(
+            x + w / 2 * np.array([-1, 1, 1, -1, -1]), y + h / 2 * np.array([-1, -1, 1, 1, -1]),
+            color=colour, lw=1.2,
+        )
+    show_axis(ax, xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
+    set_title(ax, f"its boxes in {len(record.images)} images")
+
+# %% ../nbs/90_visualization.ipynb #93cd8b63
+def draw_training(
+    record: Record,    # what `detr_nb.explore.read_record` gives
+    moment: int,       # 0 … M − 1
+    query: int,        # 0 … N − 1
+    image: int = 0,  # 0 … P − 1
+) -> Figure:
+    """A query at one moment of its training.
+
+    Args:
+        record (Record): what `detr_nb.explore.read_record` gives
+        moment (int): 0 … M − 1
+        query (int): 0 … N − 1
+        image (int): 0 … P − 1. Defaults to 0.
+
+    Returns:
+        Figure
+    """
+    for name, value, count in zip(
+        ("moment", "image", "query"), (moment, image, query), record.boxes.shape
+    ):
+        check_range(name, value, count)
+    figure, (place, classes, everywhere, course) = panels((0.1, 2.3), (3.1, 4.4), (4.7, 6.9), (7.4, 9.1))
+    box = record.boxes[moment, image, query]
+    said = record.said()[moment, :, query]
+    count = len(record.images)
+    height, width = record.images[image].shape[:2]
+    show_heat(record.attention[moment, image, query], record.images[image], ax=place)
+    set_title(place, f"query {query} at step {record.step[moment]}")
+    corners = np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2])
+    draw_box(place, corners * (width, height, width, height), "#56B4E9")
+    class_bars(classes, record.probabilities[moment, image, query], record.config)
+    show_all_boxes(everywhere, record, moment, query)
+    distance = show_distance(course, record, moment, query)
+    figure.set_label(
+        f"At step {record.step[moment]}, query {query} says {class_name(said[image], record.config)} in "
+        f"image {image}, in a box around "
+        f"({box[0] * width:.0f}, {box[1] * height:.0f}). It says something in "
+        f"{(said < record.config.num_labels).sum()} of {count} images; "
+        f"its boxes are {distance:.2f} from where they end."
+    )
+    return figure

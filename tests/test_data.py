@@ -103,7 +103,7 @@ def test_boxes_outside(tmp_path):
         {"id": 2, "image_id": 1, "category_id": 3, "bbox": [15, 5, 20, 20], "area": 400}, {"id": 3, "image_id": 1, "category_id": 3, "bbox": [3, 3, 0, 4], "area": 0},
         {"id": 4, "image_id": 2, "category_id": 3, "bbox": [30, 3, 5, 4], "area": 20},
     ]
-    with pytest.warns(UserWarning, match="2 boxes have no area inside their image and are left out, the first in image 1") as caught:
+    with pytest.warns(UserWarning, match="boxes without area inside their image are left out: 2, the first in image 1") as caught:
         dataset = CocoDetection(*folder_with(tmp_path, lambda d: d["annotations"].extend(extra)))
     assert len(caught) == 1
     with warnings.catch_warnings():

@@ -119,9 +119,9 @@ class _Hidden:
     assert documented(source, "Head") == "Scores of classes.\n\nArgs:\n    width (int): of a query"
     assert documented(source, "Wide") == "A head that is wide.\n\nArgs:\n    width (int): of a query"
     assert documented(source, "Head", "__init__") == "Not shown."
-    assert documented(source, "Head", "forward") == "Args:\n    x (Tensor)"
+    assert documented(source, "Head", "forward") == "Args:\n    x (Tensor)\n\nReturns:\n    Tensor"
     assert documented(source, "Head", "told") == "Args:\n    x (Tensor): (B, N)"
-    assert documented(source, "Head", "size") == "How wide."
+    assert documented(source, "Head", "size") == "How wide.\n\nReturns:\n    int"
     assert documented(source, "Head", "plain") is documented(source, "Head", "__len__") is None
     assert documented(source, "_Hidden", "told") == "Private."
 

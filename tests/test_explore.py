@@ -10,10 +10,10 @@ from conftest import SMALL, draw_weights
 
 from detr_nb import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor, SceneDetection
 from detr_nb.explore import (
-    draw_matching, draw_pixel, draw_query, draw_threshold, draw_training, inspect_image,
+    draw_matching, draw_pixel, draw_query, draw_threshold, inspect_image,
     loss_parts, matching_costs, read_record,
 )
-from detr_nb.visualization import explore, png
+from detr_nb.visualization import draw_training, explore, png
 
 DRAWINGS = {  # one state each, and for every slider another value
     "query": (draw_query, dict(query=6, layer=3), dict(query=10, layer=0)),

@@ -484,7 +484,7 @@ def test_panoptic_files_that_are_wrong(folder, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             opened(change)
-    with pytest.raises(FileNotFoundError, match="no such image"):
+    with pytest.raises(FileNotFoundError, match="gone.png: no such file; .* lists it for image"):
         opened(lambda d: d["annotations"][0].update(file_name="gone.png"))
     image, entry = opened(lambda d: None)[0]
     png = data / "panoptic_val" / entry["file_name"]
@@ -533,7 +533,7 @@ def test_ids_and_boxes():
     assert (rgb_to_id(id_to_rgb(ids)) == ids).all()
     masks = torch.rand(9, 6, 5, generator=torch.Generator().manual_seed(0)) > 0.8
     masks[3] = False
-    for mask, box in zip(masks(masks)):
+    for mask, box in zip(masks, masks_to_boxes(masks), strict=True):
         rows, columns = mask.nonzero().T if mask.any() else (torch.zeros(1), torch.zeros(1))
         wanted = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if mask.any() else [0, 0, 0, 0]
         assert box.tolist() == [float(v) for v in wanted]

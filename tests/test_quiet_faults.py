@@ -18,7 +18,7 @@ from detr_nb.data import (
     CocoDetection, SceneDetection, annotation_mask, coco_index, detection_target,
 )
 from detr_nb.detector import DetrForObjectDetection
-from detr_nb.files import read_image
+from detr_nb.files import read_image, read_log
 from detr_nb.own_data import (
     init_class_head, open_split, read_stuff_ids, read_table, start_training, write_coco,
 )
@@ -27,7 +27,7 @@ from detr_nb.pretraining import scenes_config, scenes_processor
 from detr_nb.processor import BatchFeature, DetrImageProcessor
 from detr_nb.training import (
     Recipe, StepSampler, TrainState, TrainingImages, as_learner, count_steps, make_accelerator,
-    RunningMeans, make_optimizer, read_log, train, train_step,
+    RunningMeans, make_optimizer, train, train_step,
 )
 from detr_nb.transforms import crop, flip, random_scale, resize
 from detr_nb.visualization import class_colour

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection
-from detr_nb.files import ASSETS
+from detr_nb.files import ASSETS, read_log
 from detr_nb.pretraining import (
     PretrainingScenes, init_scenes_detector, pretrain_backbone, scenes_config, scenes_processor,
 )
 from detr_nb.training import (
-    RECIPES, Recipe, StepSampler, TrainState, TrainingImages, read_log, train,
+    RECIPES, Recipe, StepSampler, TrainState, TrainingImages, train,
 )
 
 

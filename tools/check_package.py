@@ -96,8 +96,11 @@ def may_import(chapter: str, home: str) -> bool:
 
 def imports_of(source: str) -> list[tuple[str, list[str]]]:
     "The modules of the library that a cell imports from, and the names."
-    found = []
-    for node in ast.walk(ast.parse(source)):
+    found, tree = [], ast.parse(source)
+    blocks = (n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    for_checkers = {node for block in blocks for node in ast.walk(block)}  # never imported when the program runs
+    for node in ast.walk(tree):
+        if node in for_checkers: continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "detr_nb":
             names = [alias.name for alias in node.names]
             if node.module == "detr_nb" and source.startswith("#| export"): found += [(name, []) for name in names]

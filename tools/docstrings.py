@@ -212,7 +212,7 @@ def body(definition: Definition, indent: int) -> list[str]:
     if not said or BLOCK.search(d.text): return []
     text, errors = take_errors(d.text)
     blocks = block(d.heading, [explained(a) for a in d.arguments], indent) if d.arguments else []
-    if d.result: blocks += block("Returns", [(d.returns, d.result)], indent)
+    if d.returns: blocks += block("Returns", [(d.returns, d.result)], indent)
     if errors: blocks += block("Raises", errors, indent)
     if not blocks: return []
     if not text: return blocks

@@ -9,9 +9,9 @@ import torch
 
 from detr_nb import RECIPES, DetrForSegmentation, SceneDetection, evaluate, train
 from detr_nb.evaluation import format_tables
+from detr_nb.explore import Recorder
 from detr_nb.mask_head import scale_attention_weights
 from detr_nb.pretraining import init_scenes_detector, pretrain_backbone, scenes_processor
-from detr_nb.training import Recorder
 
 
 def mask_start(
