@@ -108,6 +108,8 @@ TWO = """
     quality = evaluate_panoptic(model, data, processor, folder / "found", 0.5, batch_size=2, progress=False)
     numbers = [*tables["all"].values(), *tables["all masks"].values(), *quality["All"].values()]
     (folder / f"rank{dist.get_rank()}.txt").write_text(str([round(v, 9) for v in numbers]))
+    dist.barrier()  # whoever ends first would pull the connection from under the other
+    dist.destroy_process_group()
 """
 
 

@@ -173,6 +173,8 @@ TWO = """
     from detr_nb.pretraining import scenes_processor
     from detr_nb.training import train
     train(tiny(), SceneDetection(24, seed=6), {out!r}, replace(SHORT, query_groups=1), scenes_processor(), val=SceneDetection(5, seed=7, split="val"))
+    torch.distributed.barrier()  # whoever ends first would pull the connection from under the other
+    torch.distributed.destroy_process_group()
 """
 
 
