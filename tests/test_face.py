@@ -86,3 +86,11 @@ def test_metrics_see_what_they_count():
     tree = ast.parse('"Doc."\ndef f(x):\n    "Doc."\n    if x: return 1\n    for i in x: print(i)\n    a, b = 1, f(2)\n    return a\n')
     assert metrics.count_statements(tree) == 7
     assert metrics.shared_lines(tree) == [5] and metrics.unrelated_assignments(tree) == [6]
+
+
+def test_mutations_are_up_to_date():
+    "Each row of the table names text that stands in the library once, and a test that exists."
+    sys.path.insert(0, str(ROOT / "tools"))
+    import mutations
+    mutations.check_rows()
+    assert len({row[0] for row in mutations.FAULTS}) == len(mutations.FAULTS)

@@ -102,11 +102,11 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "manual_seed(self.seed + epoch)", "manual_seed(epoch)",
     ),
     (
-        "the processor's longest edge is not asked", "training", "augmented_pictures_fill_the_longest_edge",
+        "the processor's longest edge is not asked", "training", "augmented_images_fill_the_longest_edge",
         'self.processor.size.get("longest_edge", 1333)', "1333",
     ),
     (
-        "augmented images are resized again", "training", "augmented_pictures_fill_the_longest_edge",
+        "augmented images are resized again", "training", "augmented_images_fill_the_longest_edge",
         "processor.do_resize and not recipe.augment", "processor.do_resize",
     ),
     (
@@ -119,15 +119,15 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         'panoptic_target(target, target["masks_path"], height, width, self.masks)',
     ),
     (
-        "flip leaves masks as they are", "transforms", "flip_turns_picture_boxes_and_masks",
+        "flip leaves masks as they are", "transforms", "flip_turns_image_boxes_and_masks",
         'target["masks"].flip(-1)', 'target["masks"]',
     ),
     (
-        "a flipped box ends before it begins", "transforms", "flip_turns_picture_boxes_and_masks",
+        "a flipped box ends before it begins", "transforms", "flip_turns_image_boxes_and_masks",
         "[:, [2, 1, 0, 3]] * torch", "[:, [0, 1, 2, 3]] * torch",
     ),
     (
-        "boxes are flipped by the height", "transforms", "flip_turns_picture_boxes_and_masks",
+        "boxes are flipped by the height", "transforms", "flip_turns_image_boxes_and_masks",
         "width = image.shape[-1]", "width = image.shape[-2]",
     ),
     (
@@ -156,12 +156,12 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "range(480, 800, 32)",
     ),
     (
-        "nothing is flipped", "transforms", "augmentation_flips_and_crops_every_other_picture",
+        "nothing is flipped", "transforms", "augmentation_flips_and_crops_every_other_image",
         "    if rng.random() < 0.5:\n        image, target = flip",
         "    if rng.random() < 0:\n        image, target = flip",
     ),
     (
-        "nothing is cropped", "transforms", "augmentation_flips_and_crops_every_other_picture",
+        "nothing is cropped", "transforms", "augmentation_flips_and_crops_every_other_image",
         "    if rng.random() < 0.5:\n        image, target = scale",
         "    if rng.random() < 0:\n        image, target = scale",
     ),
