@@ -49,6 +49,18 @@ def same(actual, wanted, dtype=None):
 # -- training: groups of queries
 
 
+def test_every_earlier_layer_predicts_from_its_own_states():
+    model = detector(auxiliary_loss=True)
+    pixels, mask = padded_batch()
+    with torch.no_grad():
+        outputs = model(pixels, mask, labels=random_labels((3, 5)))
+        states = model.model(pixels, mask).intermediate_hidden_states
+    assert len(outputs.auxiliary_outputs) == len(states) - 1 == 2
+    for layer, auxiliary in enumerate(outputs.auxiliary_outputs):
+        torch.testing.assert_close(auxiliary["logits"], model.class_labels_classifier(states[layer]), rtol=1e-5, atol=1e-5)
+    assert (outputs.auxiliary_outputs[0]["logits"] - outputs.auxiliary_outputs[1]["logits"]).abs().max() > 0.01
+
+
 def test_groups_of_queries_are_detectors_side_by_side():
     "Two groups have the mean of the losses that two detectors have, each with the queries of one group (Group DETR)."
     torch.manual_seed(0)

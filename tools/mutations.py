@@ -20,7 +20,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "states.transpose(1, 2).flatten(1, 2)", "states.flatten(1, 2)",
     ),
     (
-        "every earlier layer is the first", "detector", "groups_of_queries_are_detectors_side_by_side",
+        "every earlier layer is the first", "detector", "every_earlier_layer_predicts_from_its_own_states",
         "torch.cat([earlier[:-1], last])", "torch.cat([earlier[:1].expand_as(earlier[:-1]), last])",
     ),
     (
