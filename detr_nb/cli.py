@@ -8,6 +8,8 @@ from __future__ import annotations
 import glob
 import json
 import sys
+import tempfile
+import warnings
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 import detr_nb
 
@@ -58,7 +61,6 @@ def load_model(model: str, task: Task = Task.detection):
     Raises:
         ValueError: where masks are wanted of one that draws none.
     """
-    import warnings
 
     processor = detr_nb.DetrImageProcessor.from_pretrained(model)
     if task is Task.detection:
@@ -74,6 +76,29 @@ def load_model(model: str, task: Task = Task.detection):
             ) from error
 
 # %% ../nbs/52_cli.ipynb #117223c2
+def run_model(
+    model,              # or its `predict`
+    processor,
+    images: list,
+) -> tuple[Any, dict[str, Any]]:
+    """A model's outputs for images, and what their post-processing asks for: sizes and padding.
+
+    Args:
+        model: or its `predict`
+        processor
+        images (list)
+
+    Returns:
+        tuple[Any, dict[str, Any]]
+    """
+    import torch
+    inputs = processor(images, return_tensors="pt")
+    sizes = [(image.height, image.width) for image in images]
+    with torch.inference_mode():
+        outputs = model(inputs.pixel_values, inputs.pixel_mask)
+    return outputs, dict(target_sizes=sizes, pixel_mask=inputs.pixel_mask)
+
+
 def detect_images(model, processor, images: list, threshold: float) -> list[list[dict]]:
     """For each image its detections, best first: label, score, box as corners in pixels.
 
@@ -86,24 +111,16 @@ def detect_images(model, processor, images: list, threshold: float) -> list[list
     Returns:
         list[list[dict]]
     """
-    import torch
-    inputs = processor(images, return_tensors="pt")
-    with torch.inference_mode():
-        outputs = model(inputs.pixel_values, inputs.pixel_mask)
-    sizes = [(image.height, image.width) for image in images]
-    results = processor.post_process_object_detection(outputs, threshold, sizes, inputs.pixel_mask)
+    outputs, given = run_model(model, processor, images)
     names = model.config.id2label
-    keys = ("scores", "labels", "boxes")
-    return [
-        sorted(
-            (
-                {"label": names[c], "label_id": c, "score": round(s, 4), "box": [round(v, 2) for v in b]}
-                for s, c, b in zip(*(r[key].tolist() for key in keys))
-            ),
-            key=lambda d: -d["score"],
-        )
-        for r in results
+    found = [
+        [
+            {"label": names[c], "label_id": c, "score": round(s, 4), "box": [round(v, 2) for v in box]}
+            for s, c, box in zip(*(result[key].tolist() for key in ("scores", "labels", "boxes")))
+        ]
+        for result in processor.post_process_object_detection(outputs, threshold, **given)
     ]
+    return [sorted(detections, key=lambda d: -d["score"]) for detections in found]
 
 # %% ../nbs/52_cli.ipynb #c993a546
 def draw_detections(image, detections: Any, title: str = "", ax=None):
@@ -115,14 +132,9 @@ def draw_detections(image, detections: Any, title: str = "", ax=None):
         title (str): Defaults to "".
         ax
     """
-    import numpy as np
-
-    labels = [d["label_id"] for d in detections]
+    boxes, labels, scores = ([d[key] for d in detections] for key in ("box", "label_id", "score"))
     names = {d["label_id"]: d["label"] for d in detections}
-    return detr_nb.visualization.show_boxes(
-        np.asarray(image), [d["box"] for d in detections], labels, names, [d["score"] for d in detections],
-        title, ax,
-    )
+    return detr_nb.visualization.show_boxes(image, boxes, labels, names, scores, title, ax)
 
 # %% ../nbs/52_cli.ipynb #1e48822a
 def stuff_ids(config) -> list[int]:
@@ -175,30 +187,22 @@ def segment_images(model, processor, images: list, task: Task, threshold: float)
     Returns:
         list[dict]
     """
-    import torch
-    inputs = processor(images, return_tensors="pt")
-    config = model.config
     # semantic maps are votes of all queries
-    look = model if task is Task.semantic else partial(model.predict, threshold=threshold)
-    with torch.inference_mode():
-        outputs = look(inputs.pixel_values, inputs.pixel_mask)
-    common = dict(
-        target_sizes=[(image.height, image.width) for image in images], pixel_mask=inputs.pixel_mask
-    )
+    predict = model if task is Task.semantic else partial(model.predict, threshold=threshold)
+    outputs, given = run_model(predict, processor, images)
     if task is Task.panoptic:
         results = processor.post_process_panoptic_segmentation(
-            outputs, threshold, label_ids_to_fuse=stuff_ids(config), **common
+            outputs, threshold, label_ids_to_fuse=stuff_ids(model.config), **given
         )
     elif task is Task.instance:
-        results = processor.post_process_instance_segmentation(outputs, threshold, **common)
+        results = processor.post_process_instance_segmentation(outputs, threshold, **given)
     else:
-        maps = processor.post_process_semantic_segmentation(outputs, **common)
         results = [
             {"segmentation": m, "segments_info": [{"id": c, "label_id": c} for c in m.unique().tolist()]}
-            for m in maps
+            for m in processor.post_process_semantic_segmentation(outputs, **given)
         ]
     for result in results:
-        complete_segments(result, config.id2label)
+        complete_segments(result, model.config.id2label)
     return results
 
 # %% ../nbs/52_cli.ipynb #f5eda218
@@ -211,13 +215,10 @@ def draw_segments(image, found: Any, title: str = "", ax=None):
         title (str): Defaults to "".
         ax
     """
-    import numpy as np
-
     segments = found["segments_info"]
     labels = {s["id"]: s["category_id"] for s in segments}
     names = {s["category_id"]: s["label"] for s in segments}
-    segmentation = found["segmentation"].numpy()
-    return detr_nb.visualization.show_segments(np.asarray(image), segmentation, labels, names, title, ax)
+    return detr_nb.visualization.show_segments(image, found["segmentation"], labels, names, title, ax)
 
 # %% ../nbs/52_cli.ipynb #89e52d64
 def write_segments(
@@ -237,27 +238,20 @@ def write_segments(
     Returns:
         list[dict]
     """
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    segments = found["segments_info"]
+    segments, segmentation = found["segments_info"], found["segmentation"]
     if task is Task.instance:
-        ids = torch.tensor([s["id"] for s in segments], dtype=torch.int32)[:, None, None]
-        rles = detr_nb.post_processing.to_rle(found["segmentation"] == ids) if segments else []
+        ids = segmentation.new_tensor([s["id"] for s in segments])[:, None, None]
+        rles = detr_nb.post_processing.to_rle(segmentation == ids) if segments else []
         return [
             {"category_id": s["category_id"], "segmentation": rle, "score": s["score"]}
             for s, rle in zip(segments, rles)
         ]
     path.parent.mkdir(parents=True, exist_ok=True)
     if task is Task.panoptic:
-        path.write_bytes(detr_nb.evaluation.png_bytes(found["segmentation"]))
+        path.write_bytes(detr_nb.evaluation.png_bytes(segmentation))
     else:
-        Image.fromarray(
-            found["segmentation"]
-            .numpy()
-            .astype(np.uint16 if int(found["segmentation"].max()) > 255 else np.uint8)
-        ).save(path)
+        depth = "uint16" if int(segmentation.max()) > 255 else "uint8"
+        Image.fromarray(segmentation.numpy().astype(depth)).save(path)
     return [{"file_name": path.name, "segments_info": segments}]
 
 # %% ../nbs/52_cli.ipynb #1172a4fe
@@ -269,11 +263,8 @@ def demo(
     pictures: Annotated[int, typer.Option(min=1, help="scenes to draw")] = 12,
 ):
     "Draw fresh scenes, find what is on them, and evaluate the embedded model on 500 more."
-    import tempfile
-
     import matplotlib
     matplotlib.use("Agg")
-    from PIL import Image
 
     model, processor = load_model("scenes", Task.panoptic)
     images = [Image.fromarray(detr_nb.draw_scene(seed, i, "demo").image) for i in range(pictures)]
@@ -330,10 +321,9 @@ def find_images(photos: list[str]) -> list[Path]:
         path = Path(photo)
         if path.is_dir():
             paths += sorted(p for p in path.iterdir() if p.is_file())
-        elif not path.exists() and glob.has_magic(photo):
-            paths += [Path(p) for p in sorted(glob.glob(photo))] or [path]
         else:
-            paths.append(path)
+            matches = [] if path.exists() else [Path(p) for p in sorted(glob.glob(photo))]
+            paths += matches or [path]
     return paths
 
 # %% ../nbs/52_cli.ipynb #a0927f34
@@ -343,7 +333,6 @@ def open_image(path: Path):
     Args:
         path (Path)
     """
-    from PIL import Image, ImageOps
     with Image.open(path) as file:
         return detr_nb.files.to_rgb(ImageOps.exif_transpose(file))
 
@@ -403,12 +392,13 @@ def save_drawing(image, found, task: Task, path: Path) -> None:
         task (Task)
         path (Path)
     """
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     scale = 8 / max(image.size)
-    ax = plt.figure(figsize=(image.width * scale, image.height * scale), layout="constrained").gca()
+    figure = Figure(figsize=(image.width * scale, image.height * scale), layout="constrained")
     draw = draw_detections if task is Task.detection else draw_segments
-    draw(image, found, "", ax).figure.savefig(path, dpi=120)
-    plt.close(ax.figure)
+    draw(image, found, "", figure.add_subplot())
+    figure.savefig(path, dpi=120)
+
 
 def save_results(images: list[dict], annotations: list[dict], config, task: Task, out: Any) -> None:
     """COCO's file of results: a list for masks of objects; images, annotations and categories for
@@ -444,16 +434,13 @@ def detect(
 ):
     """Find objects in images. A file that is not an image is named on stderr, the others go on; the
     exit code is then 1."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from PIL import Image, UnidentifiedImageError
     from tqdm.auto import tqdm
-
     network, processor = load_model(model, task)
+    find = detect_images if task is Task.detection else partial(segment_images, task=task)
     failed = False
-    paths = find_images(photos)
     images = []
     annotations = []
+    paths = find_images(photos)
     if not paths: raise FileNotFoundError(f"{', '.join(photos)}: no files")
     drawings = drawing_paths(paths, out) if out else {}
     if out:
@@ -465,10 +452,7 @@ def detect(
             print(f"{path}: not an image that can be read ({error})", file=sys.stderr)
             failed = True
             continue
-        if task is Task.detection:
-            found = detect_images(network, processor, [image], threshold)[0]
-        else:
-            found = segment_images(network, processor, [image], task, threshold)[0]
+        found: Any = find(network, processor, [image], threshold=threshold)[0]
         say(path, image, found if task is Task.detection else found["segments_info"], task, as_json)
         if not out: continue
         save_drawing(image, found, task, drawings[path])
@@ -506,13 +490,10 @@ def choose_recipe(
         raise typer.BadParameter(f"{preset!r}: want one of {', '.join(presets)}", param_hint="--preset")
     if steps is not None and epochs is not None:
         raise typer.BadParameter("give one of --steps and --epochs", param_hint="--steps")
-    given = {name: value for name, value in given.items() if value is not None}
-    if masks:
-        given["query_groups"] = 1
-    if steps is not None:
+    given["query_groups"] = 1 if masks else None
+    given = {name: value for name, value in (given | {"epochs": epochs}).items() if value is not None}
+    if steps is not None or epochs is not None:
         given |= {"steps": steps, "stop": None}
-    if epochs is not None:
-        given |= {"epochs": epochs, "steps": None, "stop": None}
     return replace(detr_nb.RECIPES[f"{preset} masks" if frozen else preset], **given)
 
 # %% ../nbs/52_cli.ipynb #c23af9b3

@@ -25,7 +25,8 @@ from .processor import DetrImageProcessor
 
 # %% auto #0
 __all__ = [
-    "COLUMNS", "read_table", "write_coco", "open_split", "coco_config", "start_training"
+    "COLUMNS", "ORIGINAL_REGULARISATION", "read_table", "write_coco", "open_split", "coco_config",
+    "start_training"
 ]
 
 # %% ../nbs/42_own_data.ipynb #bfdc4a99
@@ -198,6 +199,9 @@ def read_stuff_ids(dataset) -> list[int] | None:
     )
 
 # %% ../nbs/42_own_data.ipynb #69c23997
+ORIGINAL_REGULARISATION = {"auxiliary_loss": True, "attention_dropout": 0.1, "activation_dropout": 0.1}
+
+
 def coco_config(**changes) -> DetrConfig:
     """The published network as the original trains it: auxiliary losses, dropout inside attention
     and perceptron too.
@@ -208,8 +212,7 @@ def coco_config(**changes) -> DetrConfig:
     Returns:
         DetrConfig
     """
-    learning: dict[str, Any] = dict(auxiliary_loss=True, attention_dropout=0.1, activation_dropout=0.1)
-    return DetrConfig(**learning | changes)
+    return DetrConfig(**ORIGINAL_REGULARISATION | changes)
 
 # %% ../nbs/42_own_data.ipynb #65e2e0c8
 def start_training(
@@ -245,20 +248,17 @@ def start_training(
     if frozen and not model: raise ValueError("frozen=True: want a model, the finished detector")
     cls = DetrForSegmentation if masks else DetrForObjectDetection
     names = {i: dataset.id2label.get(i, "N/A") for i in range(max(dataset.id2label) + 1)}
-    if model:
-        known = DetrConfig.from_pretrained(model)
-        learning: dict[str, Any] = {"stuff_ids": read_stuff_ids(dataset)}
-        if preset == "coco":
-            learning |= dict(auxiliary_loss=True, attention_dropout=0.1, activation_dropout=0.1)
-        if not frozen:
-            learning |= {"id2label": names, "ignore_mismatched_sizes": known.num_labels != len(names)}
-        elif known.stuff_ids is not None:
-            learning["stuff_ids"] = known.stuff_ids  # the classes of a frozen detector are what they are
-        network = cls.from_pretrained(model, **learning)
-        if network.config.num_labels != known.num_labels:
-            init_class_head(network, cls.from_pretrained(model))
-        return network, DetrImageProcessor.from_pretrained(model)
-    stuff = read_stuff_ids(dataset)
-    settings: dict[str, Any] = dict(use_pretrained_backbone=pretrained, id2label=names, stuff_ids=stuff)
-    if preset == "scenes": return cls(scenes_config(**settings)), scenes_processor()
-    return cls(coco_config(backbone=backbone, **settings)), DetrImageProcessor()
+    changes: dict[str, Any] = {"id2label": names, "stuff_ids": read_stuff_ids(dataset)}
+    if not model:
+        changes["use_pretrained_backbone"] = pretrained
+        if preset == "scenes": return cls(scenes_config(**changes)), scenes_processor()
+        return cls(coco_config(backbone=backbone, **changes)), DetrImageProcessor()
+    known = DetrConfig.from_pretrained(model)
+    if frozen:  # the classes of a frozen detector are what they are
+        changes = {"stuff_ids": changes["stuff_ids"] if known.stuff_ids is None else known.stuff_ids}
+    changes |= ORIGINAL_REGULARISATION if preset == "coco" else {}
+    resized = not frozen and known.num_labels != len(names)
+    network = cls.from_pretrained(model, ignore_mismatched_sizes=resized, **changes)
+    if resized:
+        init_class_head(network, cls.from_pretrained(model))
+    return network, DetrImageProcessor.from_pretrained(model)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
 import random
@@ -127,9 +128,9 @@ class GroupedQueries(nn.Module):
         """
         model = self.detector.model
         tokens = image_tokens(model, pixel_values, pixel_mask)[1]
-        queries = torch.cat([model.query_position_embeddings.weight[None], self.extra])
-        same = torch.ones(queries.shape[1], queries.shape[1], device=queries.device)
-        own_group = torch.block_diag(*[same] * self.groups).expand(len(pixel_values), -1, -1)
+        queries = torch.cat([model.query_position_embeddings.weight[None], self.extra])  # (G, N, d)
+        same = queries.new_ones(self.groups, queries.shape[1], queries.shape[1])
+        own_group = torch.block_diag(*same).expand(len(pixel_values), -1, -1)  # 1 where a query sees another
         hidden = transform(
             model, tokens, own_group if self.groups > 1 else None, queries=queries.flatten(0, 1)
         )
@@ -212,14 +213,30 @@ def make_optimizer(
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     backbone = [p for name, p in learned.items() if ".backbone." in name]
     rest = [p for name, p in learned.items() if ".backbone." not in name]
-    groups = [{"params": rest, "lr": recipe.lr}, {"params": backbone, "lr": recipe.backbone_lr}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [{"params": rest, "lr": recipe.lr}, {"params": backbone, "lr": recipe.backbone_lr}],
+        weight_decay=recipe.weight_decay,
+    )
     warmup = max(1, round(recipe.warmup * steps))
     def factor(step: int) -> float:
         if recipe.warmup and step < warmup: return (step + 1) / warmup
         if recipe.schedule == "cosine": return 0.5 + 0.5 * math.cos(math.pi * step / steps)
         return 0.1 if step >= steps * recipe.drop else 1.0
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+# %% ../nbs/41_training.ipynb #6353b982
+@functools.lru_cache(maxsize=1)
+def shuffled(length: int, seed: int) -> list[int]:
+    """The numbers 0 … length − 1 in an order that depends on the seed. The last one is kept.
+
+    Args:
+        length (int)
+        seed (int)
+
+    Returns:
+        list[int]
+    """
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
 
 # %% ../nbs/41_training.ipynb #5846fd48
 class StepSampler:
@@ -253,18 +270,12 @@ class StepSampler:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = -1
-        order = []
         for step in self.steps:
             first = (step * self.world + self.rank) * self.batch_size
-            draws = []
-            for number in range(first, first + self.batch_size):
-                if number // self.length != epoch:
-                    epoch = number // self.length
-                    generator = torch.Generator().manual_seed(self.seed + epoch)
-                    order = torch.randperm(self.length, generator=generator).tolist()
-                draws.append((order[number % self.length], number))
-            yield draws
+            yield [
+                (shuffled(self.length, self.seed + number // self.length)[number % self.length], number)
+                for number in range(first, first + self.batch_size)
+            ]
 
 # %% ../nbs/41_training.ipynb #b9ae4f9e
 def drop_crowds(
@@ -326,6 +337,7 @@ class TrainState:
         recipe (Recipe)
         steps (int): length of the schedule
         device (torch.device | str): Defaults to "cpu".
+        path (Path | None): of its checkpoint, which messages name
     """
     def __init__(
         self,
@@ -333,14 +345,18 @@ class TrainState:
         recipe: Recipe,
         steps: int,                          # length of the schedule
         device: torch.device | str = "cpu",
+        path: Path | None = None,            # of its checkpoint, which messages name
     ):
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-        self.detector, self.recipe, self.step = detector, recipe, 0
+        self.detector, self.recipe, self.step, self.path = detector, recipe, 0, path
         self.learner: Any = as_learner(detector, recipe).to(device, memory_format=torch.channels_last)
         self.optimizer, self.schedule = make_optimizer(self.learner, recipe, steps)
         self.average = (
             AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
         )
+        self._parts = {"model": self.learner, "optimizer": self.optimizer, "schedule": self.schedule}
+        if recipe.ema:
+            self._parts["average"] = self.average
 
     @property
     def eval_model(self) -> Any:
@@ -351,20 +367,13 @@ class TrainState:
         """
         return self.detector if self.average is None else self.average.module
 
-    def _parts(self) -> dict[str, Any]:
-        parts = {
-            "model": self.learner, "optimizer": self.optimizer, "schedule": self.schedule,
-            "average": self.average,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
-
     def save(self, path: Path) -> None:
         """Write a checkpoint, whole or not at all.
 
         Args:
             path (Path)
         """
-        values = {name: part.state_dict() for name, part in self._parts().items()}
+        values = {name: part.state_dict() for name, part in self._parts.items()}
         save_checkpoint(values | {"step": self.step, "recipe": asdict(self.recipe)}, path)
 
     def load(self, path: Path) -> None:
@@ -379,7 +388,7 @@ class TrainState:
         values = torch.load(path, map_location="cpu", weights_only=True)
         if values["recipe"] != asdict(self.recipe):
             raise ValueError(f"{path} was made with another recipe: {values['recipe']}")
-        for name, part in self._parts().items():
+        for name, part in self._parts.items():
             part.load_state_dict(values[name])
         self.step = values["step"]
 
@@ -407,10 +416,14 @@ def train_step(
     Raises:
         FloatingPointError: when the loss is not finite.
     """
+    batch = BatchFeature(batch).to(accelerator.device)
     loss, parts = model(
         batch.pixel_values.contiguous(memory_format=torch.channels_last), batch.pixel_mask, batch.labels,
     )
-    if not loss.isfinite(): raise FloatingPointError(f"step {state.step + 1}: the loss is {loss.item()}")
+    if not loss.isfinite():
+        kept = state.path is not None and state.path.exists()
+        saved = f"the last checkpoint is {state.path}" if kept else "nothing was saved yet"
+        raise FloatingPointError(f"step {state.step + 1}: the loss is {loss.item()}; {saved}")
     optimizer.zero_grad()
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(model.parameters(), state.recipe.clip)
@@ -419,9 +432,8 @@ def train_step(
         state.average.update_parameters(state.detector)
     state.schedule.step()
     state.step += 1
-    return {"loss": loss, "grad_norm": norm} | {
-        k: v for k, v in parts.items() if not re.search(r"_\d+$", k)
-    }
+    numbers = {"loss": loss, "grad_norm": norm} | parts
+    return {k: v.detach() for k, v in numbers.items() if not re.search(r"_\d+$", k)}
 
 # %% ../nbs/41_training.ipynb #a72dac85
 def count_steps(
@@ -481,46 +493,33 @@ def make_accelerator(batch_size: int):
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
-    # said aloud, or Accelerate takes two processes on CPUs for two runs
-    on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(
-        cpu=on_cpu, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+        cpu=not torch.accelerator.is_available(),  # or Accelerate takes two processes on CPUs for two runs
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    world = accelerator.num_processes
-    if batch_size % world:
-        raise ValueError(f"batch_size={batch_size} is not divisible by {world} processes")
+    if batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"batch_size={batch_size} is not divisible by {accelerator.num_processes} processes"
+        )
     return accelerator
 
-class RunningMeans:
-    """Means of a training's numbers since they were last taken, over all processes.
+
+def mean_numbers(steps: list[dict[str, Tensor]], accelerator) -> dict[str, float]:
+    """What `train_step` returned, as means over several steps and all processes. Every process must
+    ask.
 
     Args:
+        steps (list[dict[str, Tensor]])
         accelerator
+
+    Returns:
+        dict[str, float]
     """
-    def __init__(self, accelerator):
-        self.accelerator = accelerator
-        self.values: dict[str, list[float]] = {}
-
-    def add(self, numbers: dict[str, Tensor]) -> None:
-        """Note the numbers of a step.
-
-        Args:
-            numbers (dict[str, Tensor])
-        """
-        for name, value in numbers.items():
-            self.values.setdefault(name, []).append(float(value.detach()))
-
-    def take(self) -> dict[str, float]:
-        """The means, and begin again. Every process must ask.
-
-        Returns:
-            dict[str, float]
-        """
-        means = {
-            k: torch.tensor(sum(v) / len(v), device=self.accelerator.device) for k, v in self.values.items()
-        }
-        self.values = {}
-        return {k: float(v) for k, v in self.accelerator.reduce(means, "mean").items()}
+    means = {
+        name: torch.tensor(sum(float(numbers[name]) for numbers in steps) / len(steps), device=accelerator.device)
+        for name in steps[0]
+    }
+    return {name: float(value) for name, value in accelerator.reduce(means, "mean").items()}
 
 # %% ../nbs/41_training.ipynb #5c50536c
 def train(
@@ -569,13 +568,12 @@ def train(
     accelerator = make_accelerator(recipe.batch_size)
     world, rank = accelerator.num_processes, accelerator.process_index
     set_seed(recipe.seed)
-    state = TrainState(detector, recipe, steps, accelerator.device)
-    model, optimizer = accelerator.prepare(state.learner, state.optimizer)
+    state = TrainState(detector, recipe, steps, accelerator.device, path)
+    model, optimizer = accelerator.prepare(state.learner.train(), state.optimizer)
     if resume:
         state.load(path)
     out.mkdir(parents=True, exist_ok=True)
     log = Log(out, state.step) if rank == 0 else None
-    model.train()
     if callback and state.step == 0 and rank == 0:
         callback(0, state.eval_model)
     last = min(steps, stop_after or steps, recipe.stop or steps)
@@ -586,23 +584,17 @@ def train(
     images = TrainingImages(dataset, processor, recipe, masks=isinstance(detector, DetrForSegmentation))
     loader = DataLoader(images, batch_sampler=sampler, collate_fn=processor.collate, num_workers=workers)
     bar = tqdm(loader, desc="train", initial=state.step, total=steps, disable=rank > 0, leave=False)
-    means = RunningMeans(accelerator)
-
+    numbers = []  # of the steps since the last row of the log
     for batch in bar:
         torch.manual_seed((recipe.seed * 1_000_003 + state.step) * world + rank)
         lr = state.schedule.get_last_lr()[0]
-        try:
-            means.add(
-                train_step(state, model, optimizer, BatchFeature(batch).to(accelerator.device), accelerator)
-            )
-        except FloatingPointError as error:
-            saved = f"the last checkpoint is {path}" if path.exists() else "nothing was saved yet"
-            raise FloatingPointError(f"{error}; {saved}") from None
+        numbers.append(train_step(state, model, optimizer, batch, accelerator))
         step = state.step
         evaluated = step in evaluation_steps
-        row: dict[str, float] = {}
+        row = {}
         if evaluated or step <= 20 or step % 20 == 0:
-            row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr} | means.take()
+            row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr} | mean_numbers(numbers, accelerator)
+            numbers.clear()
             bar.set_postfix(loss=f"{row['loss']:.3f}")
         if evaluated and val is not None:
             row |= metrics(state.eval_model, val, processor, out)

@@ -27,7 +27,7 @@ from detr_nb.pretraining import scenes_config, scenes_processor
 from detr_nb.processor import BatchFeature, DetrImageProcessor
 from detr_nb.training import (
     Recipe, StepSampler, TrainState, TrainingImages, as_learner, count_steps, make_accelerator,
-    RunningMeans, make_optimizer, train, train_step,
+    make_optimizer, mean_numbers, train, train_step,
 )
 from detr_nb.transforms import crop, flip, random_scale, resize
 from detr_nb.visualization import class_colour
@@ -203,10 +203,8 @@ def test_average_follows_the_new_weights():
 
 
 def test_numbers_of_a_row_are_means():
-    means = RunningMeans(make_accelerator(2))
-    for a in (1.0, 2.0, 6.0):
-        means.add({"a": torch.tensor(a), "b": torch.tensor(5.0)})
-    assert means.take() == {"a": 3.0, "b": 5.0} and means.take() == {}
+    steps = [{"a": torch.tensor(a), "b": torch.tensor(5.0)} for a in (1.0, 2.0, 6.0)]
+    assert mean_numbers(steps, make_accelerator(2)) == {"a": 3.0, "b": 5.0}
 
 
 def test_training_trains_and_stops_where_the_recipe_says(tmp_path):
