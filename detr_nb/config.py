@@ -162,29 +162,30 @@ _named: Any = partial(field, default=None)  # `name_labels` fills these in
 # %% ../nbs/94_config.ipynb #13e166a3
 def _check_together(config: DetrConfig) -> None:
     "The fields that must suit each other. `ValueError` for the first that does not."
-    c = config
-    encoder, decoder = c.encoder_attention_heads, c.decoder_attention_heads
-    stuff = c.stuff_ids
+    width, stuff = config.d_model, config.stuff_ids
     rules = [  # field, what is wanted, whether it is so
-        ("d_model", f"a multiple of encoder_attention_heads={encoder}", c.d_model % encoder == 0),
-        ("d_model", f"a multiple of decoder_attention_heads={decoder}", c.d_model % decoder == 0),
-        ("d_model", "a multiple of 4 (sine and cosine, row and column)", c.d_model % 4 == 0),
+        *(
+            ("d_model", f"a multiple of {name}={heads}", width % heads == 0)
+            for name, heads in vars(config).items()
+            if name.endswith("_attention_heads")
+        ),
+        ("d_model", "a multiple of 4 (sine and cosine, row and column)", width % 4 == 0),
         (
             "class_cost", "not 0 together with bbox_cost and giou_cost",
-            any((c.class_cost, c.bbox_cost, c.giou_cost)),
+            any((config.class_cost, config.bbox_cost, config.giou_cost)),
         ),
         (
             "dilation", "False where backbone_kwargs has output_stride",
-            not (c.dilation and "output_stride" in (c.backbone_kwargs or {})),
+            not (config.dilation and "output_stride" in (config.backbone_kwargs or {})),
         ),
         (
-            "stuff_ids", f"None, or a list of category ids below num_labels={c.num_labels}",
+            "stuff_ids", f"None, or a list of category ids below num_labels={config.num_labels}",
             stuff is None
-            or isinstance(stuff, list) and all(_is_integer(i, 0) and i < c.num_labels for i in stuff),
+            or isinstance(stuff, list) and all(_is_integer(i, 0) and i < config.num_labels for i in stuff),
         ),
     ]
     for name, wanted, ok in rules:
-        _want(name, getattr(c, name), wanted, ok)
+        _want(name, getattr(config, name), wanted, ok)
 
 # %% ../nbs/94_config.ipynb #0ff691db
 def fields_from_public(values: dict[str, Any]) -> dict[str, Any]:
@@ -200,8 +201,7 @@ def fields_from_public(values: dict[str, Any]) -> dict[str, Any]:
     _want("model_type", kind, "'detr'", kind == "detr")
     read = {"use_pretrained_backbone": False} | read_backbone(values)
     ours = {"decoder_renormalize": bool(read.get("auxiliary_loss"))} | (read.get("detr_nb") or {})
-    no_field = "model_type", "num_hidden_layers", "detr_nb"
-    return {k: v for k, v in read.items() if k not in no_field} | ours
+    return {k: v for k, v in read.items() if k not in ("model_type", "num_hidden_layers", "detr_nb")} | ours
 
 def apply_changes(
     values: dict[str, Any],   # fields of a file
@@ -232,8 +232,8 @@ def setting_names(cls: type) -> list[str]:
     Returns:
         list[str]
     """
-    given = (c.__init__ for c in reversed(cls.__mro__) if "__init__" in vars(c))
-    parameters = (p for init in given for p in inspect.signature(init).parameters.values())
+    own = (c.__init__ for c in reversed(cls.__mro__) if "__init__" in vars(c))
+    parameters = (p for init in own for p in inspect.signature(init).parameters.values())
     names = dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
     return [name for name in names if name not in ("self", "extra")]
 
@@ -338,8 +338,8 @@ class DetrConfig:
     def __post_init__(self, use_timm_backbone: bool, backbone_config: Any):
         if backbone_config is not None or not use_timm_backbone:
             nested = backbone_config.to_dict() if hasattr(backbone_config, "to_dict") else backbone_config
-            spelling = {"backbone_config": nested, "use_timm_backbone": use_timm_backbone}
-            vars(self).update(read_backbone({"dilation": self.dilation} | spelling))
+            public = dict(dilation=self.dilation, use_timm_backbone=use_timm_backbone, backbone_config=nested)
+            vars(self).update(read_backbone(public))
         self.num_labels, self.id2label, self.label2id = name_labels(
             self.num_labels, self.id2label, self.label2id
         )
@@ -364,10 +364,8 @@ class DetrConfig:
         """
         names = setting_names(type(self))
         own = {k: copy.deepcopy(v) for k, v in vars(self).items() if k in names}
-        whole = [
-            k for k, v in own.items() if k.endswith(("_cost", "_loss_coefficient")) and float(v).is_integer()
-        ]
-        values = self.extra | own | {k: int(own[k]) for k in whole} | {
+        weights = {k: v for k, v in own.items() if k.endswith(("_cost", "_loss_coefficient"))}
+        values = self.extra | own | {k: int(v) for k, v in weights.items() if float(v).is_integer()} | {
             "model_type": "detr", "use_timm_backbone": True, "use_pretrained_backbone": False,
             "num_hidden_layers": self.encoder_layers, "eos_coefficient": float(self.eos_coefficient),
             "id2label": {str(i): name for i, name in self.id2label.items()},
