@@ -373,9 +373,10 @@ class DetrConfig:
             "auxiliary_loss": self.decoder_renormalize,
             "detr_nb": {k: own[k] for k in ("auxiliary_loss", "batch_invariant", "stuff_ids")},
         }
-        elsewhere = {"decoder_renormalize", "batch_invariant", "stuff_ids", "num_labels"}
-        unsaid = {"backbone_kwargs"} if self.backbone_kwargs is None else set()
-        return {k: v for k, v in values.items() if k not in elsewhere | unsaid}
+        absent = {"decoder_renormalize", "batch_invariant", "stuff_ids", "num_labels"} | (
+            {"backbone_kwargs"} if self.backbone_kwargs is None else set()
+        )
+        return {k: v for k, v in values.items() if k not in absent}
 
     def to_json_string(
         self,
@@ -421,8 +422,8 @@ class DetrConfig:
             Self
         """
         names = setting_names(cls)
-        unknown = ", ".join(sorted(set(changes) - set(names)))
-        if unknown: raise TypeError(f"{unknown}: no such field of {cls.__name__}, nor another argument")
+        if unknown := ", ".join(sorted(set(changes) - set(names))):
+            raise TypeError(f"{unknown}: no such field of {cls.__name__}, nor another argument")
         if (
             values.get("auxiliary_loss")
             and values.get("detr_nb") is None

@@ -11,6 +11,7 @@ __all__ = [
 
 # %% ../nbs/92_scenes.ipynb #2563c54d
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -357,8 +358,10 @@ def _write_scene(index: int, folder: Path, split: str, seed: int) -> tuple[list[
     )
     coloured.convert("RGB").save(folder / f"panoptic_{split}" / name, compress_level=1)
     annotations = [a | {"image_id": index + 1} for a in scene_annotations(scene)]
-    keys = "category_id", "bbox", "area", "iscrowd"
-    segments = [{"id": int(i)} | {key: a[key] for key in keys} for i, a in zip(ids, annotations)]
+    segments = [
+        {"id": int(i)} | {key: a[key] for key in ("category_id", "bbox", "area", "iscrowd")}
+        for i, a in zip(ids, annotations)
+    ]
     return annotations, {"image_id": index + 1, "file_name": name, "segments_info": segments}
 
 # %% ../nbs/92_scenes.ipynb #20ff6e2e
@@ -370,12 +373,9 @@ def _write_split(folder: Path, split: str, count: int, seed: int, processes: int
     for path in (folder / split, folder / f"panoptic_{split}", folder / "annotations"):
         path.mkdir(parents=True, exist_ok=True)
     write = partial(_write_scene, folder=folder, split=split, seed=seed)
-    bar = partial(tqdm, total=count, desc=f"{split} scenes", leave=False)
-    if processes == 1:
-        scenes = [write(i) for i in bar(range(count))]
-    else:
-        with get_context("spawn").Pool(processes) as pool:
-            scenes = list(bar(pool.imap(write, range(count), chunksize=32)))
+    with nullcontext() if processes == 1 else get_context("spawn").Pool(processes) as pool:
+        written = pool.imap(write, range(count), chunksize=32) if pool else map(write, range(count))
+        scenes = list(tqdm(written, total=count, desc=f"{split} scenes", leave=False))
     objects = (annotation for per_image, _ in scenes for annotation in per_image)
     annotations = {
         "instances": [annotation | {"id": i} for i, annotation in enumerate(objects, start=1)],
