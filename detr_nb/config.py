@@ -50,7 +50,8 @@ NATIVE_RESNETS = {  # (block, blocks a stage) of transformers' own ResNet → ti
 def _flat(
     nested: dict[str, Any],  # a `backbone_config`
 ) -> dict[str, Any]:
-    "The same in the keys of version 4. `ValueError` for a network that timm does not have."
+    """What a nested configuration says, in the keys of version 4. `ValueError` for a network that
+    timm does not have."""
     if nested.get("model_type") == "timm_backbone":
         return {
             "backbone": nested.get("backbone"),
@@ -126,17 +127,19 @@ def name_labels(
         num_labels is None or _is_integer(num_labels, 1),
     )
     id2label = {i: f"LABEL_{i}" for i in range(num_labels or 2)} if id2label is None else id2label
-    good = isinstance(id2label, dict) and bool(id2label) and all(str(i).isdecimal() for i in id2label)
-    _want("id2label", id2label, "a dictionary from category ids, at least 0, to names", good)
+    _want(
+        "id2label", id2label, "a dictionary from category ids, at least 0, to names",
+        isinstance(id2label, dict) and len(id2label) > 0 and all(str(i).isdecimal() for i in id2label),
+    )
     names = {int(i): name for i, name in id2label.items()}
     num_labels = num_labels or max(names) + 1
     _want(
         "num_labels", num_labels, f"more than the largest id {max(names)} of id2label",
         num_labels > max(names),
     )
-    label2id = {name: i for i, name in names.items()} if label2id is None else label2id
-    _want("label2id", label2id, "a dictionary from names to category ids", isinstance(label2id, dict))
-    return num_labels, {i: names.get(i, "N/A") for i in range(num_labels)}, label2id
+    ids = {name: i for i, name in names.items()} if label2id is None else label2id
+    _want("label2id", ids, "a dictionary from names to category ids", isinstance(ids, dict))
+    return num_labels, {i: names.get(i, "N/A") for i in range(num_labels)}, ids
 
 # %% ../nbs/94_config.ipynb #8946edaa
 POSITION_EMBEDDING_TYPES = "sine", "learned"
@@ -232,8 +235,12 @@ def setting_names(cls: type) -> list[str]:
     Returns:
         list[str]
     """
-    own = (c.__init__ for c in reversed(cls.__mro__) if "__init__" in vars(c))
-    parameters = (p for init in own for p in inspect.signature(init).parameters.values())
+    parameters = (
+        p
+        for c in reversed(cls.__mro__)
+        if "__init__" in vars(c)
+        for p in inspect.signature(c.__init__).parameters.values()
+    )
     names = dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
     return [name for name in names if name not in ("self", "extra")]
 

@@ -125,7 +125,6 @@ def inspect_image(
         features, tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)
         hidden = transform(detector.model, tokens, output_attentions=True)
     predictions = predict_from(detector, hidden.last_hidden_state[None])
-    logits, boxes = (predictions[key][0].float().cpu() for key in ("logits", "pred_boxes"))
     cells = features[-1][0].shape[-2:]
     cross, encoder = (
         torch.stack(layers)[:, 0].float().unflatten(-1, cells).cpu().numpy()
@@ -141,8 +140,10 @@ def inspect_image(
     if target is not None:
         target = normalize_target(target, *to_rgb_tensor(image).shape[-2:], share)
         check_targets([target], model.config.num_labels, model.config.num_queries)
-    scale = torch.tensor(sides).flip(0).repeat(2) / share
-    return Inspection(shown, model.config, logits, boxes, scale, (height, width), cross, encoder, target)
+    return Inspection(
+        shown, model.config, predictions["logits"][0].float().cpu(), predictions["pred_boxes"][0].float().cpu(),
+        torch.tensor(sides).flip(0).repeat(2) / share, (height, width), cross, encoder, target,
+    )
 
 # %% ../nbs/50_explore.ipynb #ad47ae85
 def mass_inside(
@@ -208,15 +209,14 @@ def name_targets(inspection: Inspection) -> list[str]:
     return [class_name(label, inspection.config) for label in inspection.target["class_labels"].tolist()]
 
 # %% ../nbs/50_explore.ipynb #ea3a830c
-def cost_bars(ax, inspection: Inspection, query: int, count: int = 8) -> str:
-    """What a query costs for the targets that suit it best, its own in orange. Returns this in
-    words.
+def cost_bars(ax, inspection: Inspection, query: int) -> str:
+    """What a query costs for the eight targets that suit it best, its own in orange. Returns this
+    in words.
 
     Args:
         ax
         inspection (Inspection)
         query (int)
-        count (int): Defaults to 8.
 
     Returns:
         str
@@ -225,14 +225,16 @@ def cost_bars(ax, inspection: Inspection, query: int, count: int = 8) -> str:
     cost, matched = matching_costs(inspection)
     row = cost[query].numpy()
     names = name_targets(inspection)
-    top = np.sort(np.argsort(row, kind="stable")[:count]).tolist()
+    top = np.sort(np.argsort(row, kind="stable")[:8]).tolist()
     bars(
         ax, [names[t] for t in top], row[top],
         ["#D55E00" if t == matched.get(query) else "0.75" for t in top],
         (min(float(cost.min()), 0), float(cost.max())), "cost, by target",
     )
-    answer = names[matched[query]] if query in matched else "nobody"
-    return f" It is cheapest for {names[int(row.argmin())]} at {row.min():.2f}, and is matched to {answer}."
+    return (
+        f" It is cheapest for {names[int(row.argmin())]} at {row.min():.2f}, and is matched to "
+        f"{names[matched[query]] if query in matched else 'nobody'}."
+    )
 
 # %% ../nbs/50_explore.ipynb #4fa8d0fe
 def draw_query(
@@ -266,10 +268,8 @@ def draw_query(
     figure.set_label(
         f"Query {query} says {class_name(probabilities.argmax(), inspection.config)} with probability "
         f"{probabilities.max():.2f}, in a box from ({box[0]:.0f}, {box[1]:.0f}) to "
-        f"({box[2]:.0f}, {box[3]:.0f}). "
-        f"In layer {layer}, {mass_inside(inspection, weights, box):.0%} of its attention lies within one "
-        "cell of that box."
-        + costs_in_words
+        f"({box[2]:.0f}, {box[3]:.0f}). In layer {layer}, {mass_inside(inspection, weights, box):.0%} of its "
+        f"attention lies within one cell of that box.{costs_in_words}"
     )
     return figure
 
@@ -439,10 +439,10 @@ def draw_matching(
         parts, [name for part in own for name in (part, "was")], values, ["#0072B2", "0.75"] * len(own),
         (0, max(1, *values)), f"loss {sum(now.values()):.2f}, was {sum(own.values()):.2f}",
     )
-    answer = names[matched[query]] if query in matched else "nobody"
     figure.set_label(
         f"The box of query {query}, moved by ({right:g}, {down:g}) pixels and sized {size:g} times, "
-        f"is matched to {answer}; {describe_changes(matching_costs(inspection)[1], matched, names)}. "
+        f"is matched to {names[matched[query]] if query in matched else 'nobody'}; "
+        f"{describe_changes(matching_costs(inspection)[1], matched, names)}. "
         f"The loss is {sum(now.values()):.2f}; with the model's own box it is {sum(own.values()):.2f}."
     )
     return figure

@@ -188,9 +188,8 @@ def lay_stuff(rng: np.random.Generator) -> np.ndarray:
     stuff = (_ROW > horizon).astype(np.uint8)  # sky above, grass below
     if rng.uniform() < 0.5:
         near = horizon + np.float32(rng.uniform(0, 12))
-        stuff[(_ROW > near) & (_ROW < near + np.float32(rng.uniform(6, 24)) + _wave(rng, 3))] = STUFF.index(
-            "water"
-        )
+        far = near + np.float32(rng.uniform(6, 24)) + _wave(rng, 3)
+        stuff[(_ROW > near) & (_ROW < far)] = STUFF.index("water")
     if rng.uniform() < 0.5:
         depth = np.clip((_ROW - np.float32(level)) / np.float32(SIZE - level), 0, 1)
         middle = (
@@ -218,8 +217,7 @@ def paint_stuff(rng: np.random.Generator, stuff: np.ndarray) -> np.ndarray:
     looks = [hsv_to_rgb(*look) for look in zip(hues.tolist(), saturations.tolist(), values.tolist())]
     # red, green, blue, strength of the grain
     planes = np.array([*zip(*looks), (2, 12, 5, 5)], np.float32).take(stuff, axis=1)
-    light = np.float32(rng.uniform(4, 14)) * _noise(rng, 8) + planes[3] * _noise(rng, 64)
-    return planes[:3] + light
+    return planes[:3] + (np.float32(rng.uniform(4, 14)) * _noise(rng, 8) + planes[3] * _noise(rng, 64))
 
 # %% ../nbs/92_scenes.ipynb #6043b418
 @dataclass
@@ -341,9 +339,8 @@ def panoptic_ids(scene: Scene) -> np.ndarray:
     Returns:
         np.ndarray
     """
-    colours = PALETTE[np.array(scene.category_ids) - 1]
-    colours[:, 0] += np.arange(len(colours))
-    return colours @ (1, 256, 256**2)
+    segments = np.arange(len(scene.category_ids))  # 1 more is a step of red
+    return PALETTE[np.array(scene.category_ids) - 1] @ (1, 256, 256**2) + segments
 
 # %% ../nbs/92_scenes.ipynb #9565f07d
 def _write_scene(index: int, folder: Path, split: str, seed: int) -> tuple[list[dict], dict]:
@@ -454,7 +451,9 @@ def strip(
     """
     if here not in STAGES: raise ValueError(f"here={here!r}: want one of {list(STAGES)}")
     import matplotlib.pyplot as plt
-    ax = plt.figure(figsize=(9, 0.95), layout="constrained").gca()
+    ax = plt.figure(figsize=(9, 0.95), layout="constrained").add_subplot(
+        xlim=(-0.5, len(STAGES) - 0.5), ylim=(-0.2, 1.05)
+    )
     for i, (stage, shape) in enumerate(STAGES.items()):
         known = i <= list(STAGES).index(here)
         current = stage == here
@@ -473,6 +472,5 @@ def strip(
                 "", (i - 0.40, 0.62), (i - 0.60, 0.62),
                 arrowprops=dict(arrowstyle="->", color="0.5", lw=0.8),
             )
-    ax.set(xlim=(-0.5, len(STAGES) - 0.5), ylim=(-0.2, 1.05))
     ax.axis("off")
     return ax

@@ -66,7 +66,7 @@ def class_colour(
     return tuple((PALETTE[(category_id - 1) % len(PALETTE)] / 255).tolist())
 
 # %% ../nbs/90_visualization.ipynb #a3de5755
-def draw_box(ax, box: np.ndarray, colour, style: str = "-", width: float = 1.8) -> None:
+def draw_box(ax, box: np.ndarray, colour, style: str = "-") -> None:
     """A box (x0, y0, x1, y1) as a line with a white edge.
 
     Args:
@@ -74,11 +74,10 @@ def draw_box(ax, box: np.ndarray, colour, style: str = "-", width: float = 1.8) 
         box (np.ndarray)
         colour
         style (str): Defaults to "-".
-        width (float): Defaults to 1.8.
     """
     x0, y0, x1, y1 = box
     ax.autoscale(False)  # a box may reach outside the image
-    for line in (dict(color="white", lw=width + 1.4), dict(color=colour, lw=width, ls=style)):
+    for line in (dict(color="white", lw=3.2), dict(color=colour, lw=1.8, ls=style)):
         ax.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], solid_joinstyle="miter", **line)
 
 # %% ../nbs/90_visualization.ipynb #928f2d30
@@ -337,17 +336,15 @@ def class_bars(
     ax,
     probabilities: np.ndarray,  # (C + 1,)
     config: DetrConfig,
-    count: int = 7,
 ) -> None:
-    """The likeliest classes in their colours, "nothing" in grey.
+    """The seven likeliest classes in their colours, "nothing" in grey.
 
     Args:
         ax
         probabilities (np.ndarray): (C + 1,)
         config (DetrConfig)
-        count (int): Defaults to 7.
     """
-    top = np.argsort(-probabilities, kind="stable")[:count].tolist()
+    top = np.argsort(-probabilities, kind="stable")[:7].tolist()
     bars(
         ax, [class_name(i, config) for i in top], probabilities[top],
         ["0.6" if i == config.num_labels else class_colour(i) for i in top], (0, 1), "classes",
