@@ -203,8 +203,11 @@ def fields_from_public(values: dict[str, Any]) -> dict[str, Any]:
     kind = values.get("model_type", "detr")
     _want("model_type", kind, "'detr'", kind == "detr")
     read = {"use_pretrained_backbone": False} | read_backbone(values)
-    ours = {"decoder_renormalize": bool(read.get("auxiliary_loss"))} | (read.get("detr_nb") or {})
-    return {k: v for k, v in read.items() if k not in ("model_type", "num_hidden_layers", "detr_nb")} | ours
+    return (
+        {k: v for k, v in read.items() if k not in ("model_type", "num_hidden_layers", "detr_nb")}
+        | {"decoder_renormalize": bool(read.get("auxiliary_loss"))}
+        | (read.get("detr_nb") or {})
+    )
 
 def apply_changes(
     values: dict[str, Any],   # fields of a file

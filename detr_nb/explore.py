@@ -546,8 +546,7 @@ class Recorder:
         moments = {name: values[None].cpu().numpy() for name, values in moment.items()}
         if self.path.exists():
             with np.load(self.path) as old:
-                earlier = old["step"] < step
-                moments = {k: np.concatenate([old[k][earlier], new]) for k, new in moments.items()}
+                moments = {k: np.append(old[k][old["step"] < step], new, 0) for k, new in moments.items()}
         with atomic(self.path) as part:
             np.savez_compressed(part, **moments)
 

@@ -411,8 +411,8 @@ def make_scenes(
         FileExistsError: rather than overwrite.
     """
     folder = Path(folder)
-    for name, value in (("seed", seed), ("train", train), ("val", val)):
-        if value < 0: raise ValueError(f"{name}={value}: want at least 0")
+    if min(seed, train, val) < 0:
+        raise ValueError(f"train={train}, val={val}, seed={seed}: want numbers of at least 0")
     wanted = {split: count for split, count in (("train", train), ("val", val)) if count}
     paths = (
         folder / path

@@ -401,6 +401,8 @@ def explore(
     import ipywidgets as widgets
     sliders = {}
     image = widgets.HTML()
+    def redraw(_=None):
+        image.value = as_html(draw(**{name: slider.value for name, slider in sliders.items()}))
     for name, given in ranges.items():
         if len(given) != 3 or not given[0] <= given[1] <= given[2]:
             raise ValueError(f"{name}={given}: want least ≤ start ≤ most")
@@ -409,10 +411,7 @@ def explore(
             min=given[0], value=given[1], max=given[2], step=1 if whole else 0.05, description=name,
             layout={"width": "32em"},
         )
-    def redraw(_=None):
-        image.value = as_html(draw(**{name: slider.value for name, slider in sliders.items()}))
-    for slider in sliders.values():
-        slider.observe(redraw, "value")
+        sliders[name].observe(redraw, "value")
     redraw()
     return widgets.VBox([*sliders.values(), image])
 
