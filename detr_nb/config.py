@@ -170,7 +170,7 @@ def _check_together(config: DetrConfig) -> None:
         *(
             ("d_model", f"a multiple of {name}={heads}", width % heads == 0)
             for name, heads in vars(config).items()
-            if name.endswith("_attention_heads")
+            if name in ("encoder_attention_heads", "decoder_attention_heads")
         ),
         ("d_model", "a multiple of 4 (sine and cosine, row and column)", width % 4 == 0),
         (
