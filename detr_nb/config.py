@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import InitVar, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +29,14 @@ __all__ = [
 
 # %% ../nbs/94_config.ipynb #fcac56dc
 def _unusual(
-    kwargs: dict[str, Any],  # for timm
-    dilation: bool,
-    num_channels: int,
+    values: dict[str, Any],  # a public file's keys
 ) -> dict[str, Any] | None:
-    "What keyword arguments say beyond what timm is given anyway; None for nothing."
-    usual: dict[str, Any] = {"out_indices": [1, 2, 3, 4], "in_chans": num_channels}
-    if dilation:
-        usual["output_stride"] = 16
+    "What `backbone_kwargs` says beyond what timm is given anyway; None for nothing."
+    usual = {
+        "out_indices": [1, 2, 3, 4], "in_chans": values.get("num_channels", 3),
+        "output_stride": 16 if values.get("dilation") else None,
+    }
+    kwargs = values.get("backbone_kwargs") or {}
     given = {k: list(v) if k == "out_indices" else v for k, v in kwargs.items() if v is not None}
     return {k: v for k, v in given.items() if usual.get(k) != v} or None
 
@@ -45,6 +46,28 @@ NATIVE_RESNETS = {  # (block, blocks a stage) of transformers' own ResNet → ti
     ("bottleneck", (3, 4, 6, 3)): "resnet50", ("bottleneck", (3, 4, 23, 3)): "resnet101",
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
+
+def _flat(
+    nested: dict[str, Any],  # a `backbone_config`
+) -> dict[str, Any]:
+    """What a nested configuration says, in the keys of version 4. `ValueError` for a network that
+    timm does not have."""
+    if nested.get("model_type") == "timm_backbone":
+        return {
+            "backbone": nested.get("backbone"),
+            "backbone_kwargs": {k: nested.get(k) for k in ("out_indices", "output_stride")},
+            "use_pretrained_backbone": bool(nested.get("use_pretrained_backbone")),
+        }
+    key = nested.get("layer_type", "bottleneck"), tuple(nested.get("depths", (3, 4, 6, 3)))
+    if nested.get("model_type") != "resnet" or key not in NATIVE_RESNETS:
+        raise ValueError(
+            f"backbone_config={nested}: want model_type 'timm_backbone', or 'resnet' with one of "
+            f"{sorted(NATIVE_RESNETS)}"
+        )
+    return {
+        "backbone": NATIVE_RESNETS[key], "backbone_kwargs": None, "dilation": False,
+        "use_pretrained_backbone": False,
+    }
 
 def read_backbone(
     values: dict[str, Any],  # a public file's keys: any of the three spellings
@@ -61,29 +84,10 @@ def read_backbone(
         ValueError: for a network that timm does not have.
     """
     values = dict(values)
-    native = values.pop("backbone_config", None)
-    use_timm = values.pop("use_timm_backbone", True)
-    dilation = bool(values.get("dilation"))
-    channels = values.get("num_channels", 3)
-    if native is None and use_timm:
-        extra = _unusual(values.get("backbone_kwargs") or {}, dilation, channels)
-        return values | {"backbone": values.get("backbone") or "resnet50", "backbone_kwargs": extra}
-    native = dict(native or {"model_type": "resnet"})
-    if native.get("model_type") == "timm_backbone":
-        extra = _unusual({k: native.get(k) for k in ("out_indices", "output_stride")}, dilation, channels)
-        pretrained = bool(native.get("use_pretrained_backbone", False))
-        backbone = native.get("backbone") or "resnet50"
-        return values | {
-            "backbone": backbone, "backbone_kwargs": extra, "use_pretrained_backbone": pretrained,
-        }
-    key = native.get("layer_type", "bottleneck"), tuple(native.get("depths", (3, 4, 6, 3)))
-    if native.get("model_type") != "resnet" or key not in NATIVE_RESNETS:
-        known = sorted(NATIVE_RESNETS)
-        raise ValueError(
-            f"backbone_config={native}: want model_type 'timm_backbone', or 'resnet' with one of {known}"
-        )
-    fixed = {"backbone_kwargs": None, "dilation": False, "use_pretrained_backbone": False}
-    return values | {"backbone": NATIVE_RESNETS[key]} | fixed
+    nested = values.pop("backbone_config", None)
+    if not values.pop("use_timm_backbone", True) or nested is not None:
+        values |= _flat(dict(nested or {"model_type": "resnet"}))
+    return values | {"backbone": values.get("backbone") or "resnet50", "backbone_kwargs": _unusual(values)}
 
 # %% ../nbs/94_config.ipynb #2bc63625
 def _want(name: str, value, wanted: str, ok: bool) -> None:
@@ -118,86 +122,73 @@ def name_labels(
     Raises:
         ValueError: for what does not fit.
     """
-    if num_labels is not None:
-        _want("num_labels", num_labels, "a whole number of at least 1", _is_integer(num_labels, 1))
-    if id2label is None:
-        id2label = {i: f"LABEL_{i}" for i in range(2 if num_labels is None else num_labels)}
-    good = isinstance(id2label, dict) and bool(id2label) and all(str(i).isdecimal() for i in id2label)
-    _want("id2label", id2label, "a dictionary from category ids, at least 0, to names", good)
+    _want(
+        "num_labels", num_labels, "a whole number of at least 1",
+        num_labels is None or _is_integer(num_labels, 1),
+    )
+    id2label = {i: f"LABEL_{i}" for i in range(num_labels or 2)} if id2label is None else id2label
+    _want(
+        "id2label", id2label, "a dictionary from category ids, at least 0, to names",
+        isinstance(id2label, dict) and len(id2label) > 0 and all(str(i).isdecimal() for i in id2label),
+    )
     names = {int(i): name for i, name in id2label.items()}
-    num_labels = max(names) + 1 if num_labels is None else num_labels
+    num_labels = num_labels or max(names) + 1
     _want(
         "num_labels", num_labels, f"more than the largest id {max(names)} of id2label",
         num_labels > max(names),
     )
-    label2id = {name: i for i, name in names.items()} if label2id is None else label2id
-    _want("label2id", label2id, "a dictionary from names to category ids", isinstance(label2id, dict))
-    return num_labels, {i: names.get(i, "N/A") for i in range(num_labels)}, label2id
+    ids = {name: i for i, name in names.items()} if label2id is None else label2id
+    _want("label2id", ids, "a dictionary from names to category ids", isinstance(ids, dict))
+    return num_labels, {i: names.get(i, "N/A") for i in range(num_labels)}, ids
 
 # %% ../nbs/94_config.ipynb #8946edaa
 POSITION_EMBEDDING_TYPES = "sine", "learned"
 ACTIVATION_FUNCTIONS = "relu", "gelu", "silu", "swish", "tanh"
 
-def _checked(default: Any, wanted: str, ok: Callable[[Any], bool]) -> Any:
+def _checked(wanted: str, ok: Callable[[Any], bool], default: Any = None) -> Any:
     "A field with a check of its own."
     return field(default=default, metadata={"wanted": wanted, "ok": ok})
 
-def _switch(default: bool) -> Any:
-    return _checked(default, "True or False", lambda value: isinstance(value, bool))
-
 def _count(default: int, minimum: int = 1) -> Any:
-    return _checked(
-        default, f"a whole number of at least {minimum}", lambda value: _is_integer(value, minimum)
-    )
-
-def _share(default: float) -> Any:
-    return _checked(
-        default, "a number from 0 to below 1", lambda value: _is_number(value) and 0 <= value < 1
-    )
-
-def _weight(default: float) -> Any:
-    return _checked(
-        default, "a finite number of at least 0", lambda value: _is_number(value) and value >= 0
-    )
+    return _checked(f"a whole number of at least {minimum}", lambda x: _is_integer(x, minimum), default)
 
 def _one_of(default: str, allowed: Collection[str]) -> Any:
-    return _checked(default, f"one of {', '.join(map(repr, allowed))}", lambda value: value in allowed)
+    return _checked(f"one of {', '.join(map(repr, allowed))}", lambda x: x in allowed, default)
 
-def _name(default: str) -> Any:
-    return _checked(
-        default, "the name of a timm model", lambda value: isinstance(value, str) and bool(value)
-    )
-
-def _named() -> Any:
-    return field(default=None)  # `name_labels` fills these in
-
-def _options() -> Any:
-    return _checked(None, "a dictionary or None", lambda value: value is None or isinstance(value, dict))
+_switch = partial(_checked, "True or False", lambda x: isinstance(x, bool))
+_share = partial(_checked, "a number from 0 to below 1", lambda x: _is_number(x) and 0 <= x < 1)
+_weight = partial(_checked, "a finite number of at least 0", lambda x: _is_number(x) and x >= 0)
+_name = partial(_checked, "the name of a timm model", lambda x: isinstance(x, str) and x != "")
+_options = partial(_checked, "a dictionary or None", lambda x: x is None or isinstance(x, dict))
+_named: Any = partial(field, default=None)  # `name_labels` fills these in
 
 # %% ../nbs/94_config.ipynb #13e166a3
 def _check_together(config: DetrConfig) -> None:
     "The fields that must suit each other. `ValueError` for the first that does not."
-    for side in ("encoder", "decoder"):
-        heads = getattr(config, f"{side}_attention_heads")
-        wanted = f"a multiple of {side}_attention_heads={heads}"
-        _want("d_model", config.d_model, wanted, config.d_model % heads == 0)
-    _want(
-        "d_model", config.d_model, "a multiple of 4 (sine and cosine, row and column)",
-        config.d_model % 4 == 0,
-    )
-    matched = bool(config.class_cost or config.bbox_cost or config.giou_cost)
-    _want("class_cost", config.class_cost, "not 0 together with bbox_cost and giou_cost", matched)
-    twice = config.dilation and "output_stride" in (config.backbone_kwargs or {})
-    _want("dilation", config.dilation, "False where backbone_kwargs has output_stride", not twice)
-    stuff = config.stuff_ids
-    known = (
-        stuff is None
-        or isinstance(stuff, list)
-        and all(_is_integer(i, 0) and i < config.num_labels for i in stuff)
-    )
-    _want(
-        "stuff_ids", stuff, f"None, or a list of category ids below num_labels={config.num_labels}", known
-    )
+    width, stuff = config.d_model, config.stuff_ids
+    rules = [  # field, what is wanted, whether it is so
+        *(
+            ("d_model", f"a multiple of {name}={heads}", width % heads == 0)
+            for name, heads in vars(config).items()
+            if name in ("encoder_attention_heads", "decoder_attention_heads")
+        ),
+        ("d_model", "a multiple of 4 (sine and cosine, row and column)", width % 4 == 0),
+        (
+            "class_cost", "not 0 together with bbox_cost and giou_cost",
+            any((config.class_cost, config.bbox_cost, config.giou_cost)),
+        ),
+        (
+            "dilation", "False where backbone_kwargs has output_stride",
+            not (config.dilation and "output_stride" in (config.backbone_kwargs or {})),
+        ),
+        (
+            "stuff_ids", f"None, or a list of category ids below num_labels={config.num_labels}",
+            stuff is None
+            or isinstance(stuff, list) and all(_is_integer(i, 0) and i < config.num_labels for i in stuff),
+        ),
+    ]
+    for name, wanted, ok in rules:
+        _want(name, getattr(config, name), wanted, ok)
 
 # %% ../nbs/94_config.ipynb #0ff691db
 def fields_from_public(values: dict[str, Any]) -> dict[str, Any]:
@@ -209,12 +200,14 @@ def fields_from_public(values: dict[str, Any]) -> dict[str, Any]:
     Returns:
         dict[str, Any]
     """
-    if values.get("model_type", "detr") != "detr":
-        raise ValueError(f"model_type={values['model_type']!r}: want 'detr'")
-    values = {"use_pretrained_backbone": False} | read_backbone(values)
-    values["decoder_renormalize"] = bool(values.get("auxiliary_loss"))
-    values |= values.pop("detr_nb", None) or {}
-    return {k: v for k, v in values.items() if k not in ("model_type", "num_hidden_layers")}
+    kind = values.get("model_type", "detr")
+    _want("model_type", kind, "'detr'", kind == "detr")
+    read = {"use_pretrained_backbone": False} | read_backbone(values)
+    return (
+        {k: v for k, v in read.items() if k not in ("model_type", "num_hidden_layers", "detr_nb")}
+        | {"decoder_renormalize": bool(read.get("auxiliary_loss"))}
+        | (read.get("detr_nb") or {})
+    )
 
 def apply_changes(
     values: dict[str, Any],   # fields of a file
@@ -233,12 +226,11 @@ def apply_changes(
     old = values.get("id2label") or {}
     new = {str(i): name for i, name in (changes.get("id2label") or {}).items()}
     other_number = changes.get("num_labels") not in (None, len(old))
-    dropped = ["stuff_ids"] if other_number or new not in ({}, old) else []
-    if "id2label" in changes or other_number:
-        dropped.append("label2id")
-    if other_number and "id2label" not in changes:
-        dropped.append("id2label")
-    return values | dict.fromkeys(dropped) | changes
+    stale = {
+        "id2label": other_number, "label2id": other_number or "id2label" in changes,
+        "stuff_ids": other_number or new not in ({}, old),
+    }
+    return values | {name: None for name, is_stale in stale.items() if is_stale} | changes
 
 def setting_names(cls: type) -> list[str]:
     """Names of all settings that a class and the classes it extends take, in order.
@@ -246,16 +238,14 @@ def setting_names(cls: type) -> list[str]:
     Returns:
         list[str]
     """
-    given = [
-        inspect.signature(c.__init__).parameters.values() for c in cls.__mro__ if "__init__" in vars(c)
-    ]
-    named = (
-        p.name
-        for parameters in reversed(given)
-        for p in parameters
-        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    parameters = (
+        p
+        for c in reversed(cls.__mro__)
+        if "__init__" in vars(c)
+        for p in inspect.signature(c.__init__).parameters.values()
     )
-    return [name for name in dict.fromkeys(named) if name not in ("self", "extra")]
+    names = dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+    return [name for name in names if name not in ("self", "extra")]
 
 # %% ../nbs/94_config.ipynb #34148b18
 @dataclass
@@ -357,20 +347,17 @@ class DetrConfig:
 
     def __post_init__(self, use_timm_backbone: bool, backbone_config: Any):
         if backbone_config is not None or not use_timm_backbone:
-            native = backbone_config.to_dict() if hasattr(backbone_config, "to_dict") else backbone_config
-            spelling = {
-                "dilation": self.dilation, "use_timm_backbone": use_timm_backbone,
-                "backbone_config": native,
-            }
-            vars(self).update(read_backbone(spelling))
+            nested = backbone_config.to_dict() if hasattr(backbone_config, "to_dict") else backbone_config
+            public = dict(dilation=self.dilation, use_timm_backbone=use_timm_backbone, backbone_config=nested)
+            vars(self).update(read_backbone(public))
         self.num_labels, self.id2label, self.label2id = name_labels(
             self.num_labels, self.id2label, self.label2id
         )
         for f in fields(self):
-            if getattr(self, f.name) is None and f.type == "bool":
+            value = getattr(self, f.name)
+            if value is None and f.type == "bool":
                 setattr(self, f.name, False)  # `null` in a public file
-            if f.metadata:
-                value = getattr(self, f.name)
+            elif f.metadata:
                 _want(f.name, value, f.metadata["wanted"], f.metadata["ok"](value))
         _check_together(self)
 
@@ -385,26 +372,21 @@ class DetrConfig:
         Returns:
             dict[str, Any]
         """
-        own = {
-            name: copy.deepcopy(value)
-            for name, value in vars(self).items()
-            if name in setting_names(type(self))
+        names = setting_names(type(self))
+        own = {k: copy.deepcopy(v) for k, v in vars(self).items() if k in names}
+        weights = {k: v for k, v in own.items() if k.endswith(("_cost", "_loss_coefficient"))}
+        values = self.extra | own | {k: int(v) for k, v in weights.items() if float(v).is_integer()} | {
+            "model_type": "detr", "use_timm_backbone": True, "use_pretrained_backbone": False,
+            "num_hidden_layers": self.encoder_layers, "eos_coefficient": float(self.eos_coefficient),
+            "id2label": {str(i): name for i, name in self.id2label.items()},
+            # in transformers `auxiliary_loss` also switches the decoder: it must see the switch
+            "auxiliary_loss": self.decoder_renormalize,
+            "detr_nb": {k: own[k] for k in ("auxiliary_loss", "batch_invariant", "stuff_ids")},
         }
-        values = self.extra | {
-            "model_type": "detr", "use_timm_backbone": True, "num_hidden_layers": self.encoder_layers,
-        }
-        values |= own | {"use_pretrained_backbone": False, "eos_coefficient": float(self.eos_coefficient)}
-        if self.backbone_kwargs is None:
-            del values["backbone_kwargs"]
-        for name in values:
-            if name.endswith(("_cost", "_loss_coefficient")) and float(values[name]).is_integer():
-                values[name] = int(values[name])
-        # in transformers `auxiliary_loss` also switches the decoder: it must see the switch
-        values["auxiliary_loss"] = values.pop("decoder_renormalize")
-        del values["num_labels"]  # as in the public file: id2label says it
-        values["id2label"] = {str(i): name for i, name in self.id2label.items()}
-        ours = {name: values.pop(name) for name in ("batch_invariant", "stuff_ids")}
-        return values | {"detr_nb": {"auxiliary_loss": self.auxiliary_loss} | ours}
+        absent = {"decoder_renormalize", "batch_invariant", "stuff_ids", "num_labels"} | (
+            {"backbone_kwargs"} if self.backbone_kwargs is None else set()
+        )
+        return {k: v for k, v in values.items() if k not in absent}
 
     def to_json_string(
         self,
@@ -450,8 +432,8 @@ class DetrConfig:
             Self
         """
         names = setting_names(cls)
-        unknown = ", ".join(sorted(set(changes) - set(names)))
-        if unknown: raise TypeError(f"{unknown}: no such field of {cls.__name__}, nor another argument")
+        if unknown := ", ".join(sorted(set(changes) - set(names))):
+            raise TypeError(f"{unknown}: no such field of {cls.__name__}, nor another argument")
         if (
             values.get("auxiliary_loss")
             and values.get("detr_nb") is None

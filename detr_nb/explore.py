@@ -5,7 +5,6 @@
 # %% ../nbs/50_explore.ipynb #4c271eb4
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,8 +36,8 @@ from .post_processing import valid_ratio
 from .processor import DetrImageProcessor
 from .transforms import normalize_target, to_rgb_tensor, to_uint8_image
 from detr_nb.visualization import (
-    bars, check_range, class_bars, class_colour, class_name, draw_box, mosaic, panels, set_title, show_axis,
-    show_boxes, show_heat,
+    bars, check_range, class_bars, class_colour, class_name, draw_box, mosaic, panels, show_axis, show_boxes,
+    show_heat,
 )
 
 if TYPE_CHECKING:
@@ -126,7 +125,6 @@ def inspect_image(
         features, tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)
         hidden = transform(detector.model, tokens, output_attentions=True)
     predictions = predict_from(detector, hidden.last_hidden_state[None])
-    logits, boxes = (predictions[key][0].float().cpu() for key in ("logits", "pred_boxes"))
     cells = features[-1][0].shape[-2:]
     cross, encoder = (
         torch.stack(layers)[:, 0].float().unflatten(-1, cells).cpu().numpy()
@@ -142,8 +140,10 @@ def inspect_image(
     if target is not None:
         target = normalize_target(target, *to_rgb_tensor(image).shape[-2:], share)
         check_targets([target], model.config.num_labels, model.config.num_queries)
-    scale = torch.tensor([sides[1], sides[0], sides[1], sides[0]]) / share
-    return Inspection(shown, model.config, logits, boxes, scale, (height, width), cross, encoder, target)
+    return Inspection(
+        shown, model.config, predictions["logits"][0].float().cpu(), predictions["pred_boxes"][0].float().cpu(),
+        torch.tensor(sides).flip(0).repeat(2) / share, (height, width), cross, encoder, target,
+    )
 
 # %% ../nbs/50_explore.ipynb #ad47ae85
 def mass_inside(
@@ -189,10 +189,10 @@ def matching_costs(
             "inspection has no target: want inspect_image(model, processor, image, target) with the "
             "image's annotations"
         )
-    weights = (inspection.config.class_cost, inspection.config.bbox_cost, inspection.config.giou_cost)
-    boxes = inspection.boxes if boxes is None else boxes
+    c = inspection.config
     cost = matching_cost(
-        inspection.logits, boxes, inspection.target["class_labels"], inspection.target["boxes"], *weights
+        inspection.logits, inspection.boxes if boxes is None else boxes, inspection.target["class_labels"],
+        inspection.target["boxes"], c.class_cost, c.bbox_cost, c.giou_cost,
     )
     queries, targets = assign(cost[None], [cost.shape[1]])[0]
     return cost, dict(zip(queries.tolist(), targets.tolist()))
@@ -209,15 +209,14 @@ def name_targets(inspection: Inspection) -> list[str]:
     return [class_name(label, inspection.config) for label in inspection.target["class_labels"].tolist()]
 
 # %% ../nbs/50_explore.ipynb #ea3a830c
-def cost_bars(ax, inspection: Inspection, query: int, count: int = 8) -> str:
-    """What a query costs for the targets that suit it best, its own in orange. Returns this in
-    words.
+def cost_bars(ax, inspection: Inspection, query: int) -> str:
+    """What a query costs for the eight targets that suit it best, its own in orange. Returns this
+    in words.
 
     Args:
         ax
         inspection (Inspection)
         query (int)
-        count (int): Defaults to 8.
 
     Returns:
         str
@@ -226,15 +225,16 @@ def cost_bars(ax, inspection: Inspection, query: int, count: int = 8) -> str:
     cost, matched = matching_costs(inspection)
     row = cost[query].numpy()
     names = name_targets(inspection)
-    mine = matched.get(query)
-    top = np.sort(np.argsort(row, kind="stable")[:count]).tolist()
-    colours = ["#D55E00" if t == mine else "0.75" for t in top]
+    top = np.sort(np.argsort(row, kind="stable")[:8]).tolist()
     bars(
-        ax, [names[t] for t in top], row[top], colours, (min(float(cost.min()), 0), float(cost.max())),
-        "cost, by target",
+        ax, [names[t] for t in top], row[top],
+        ["#D55E00" if t == matched.get(query) else "0.75" for t in top],
+        (min(float(cost.min()), 0), float(cost.max())), "cost, by target",
     )
-    answer = "nobody" if mine is None else names[mine]
-    return f" It is cheapest for {names[int(row.argmin())]} at {row.min():.2f}, and is matched to {answer}."
+    return (
+        f" It is cheapest for {names[int(row.argmin())]} at {row.min():.2f}, and is matched to "
+        f"{names[matched[query]] if query in matched else 'nobody'}."
+    )
 
 # %% ../nbs/50_explore.ipynb #4fa8d0fe
 def draw_query(
@@ -257,38 +257,21 @@ def draw_query(
     figure, (place, tiles, classes, row) = panels((0.1, 2.3), (2.5, 4.7), (5.6, 6.9), (7.8, 9.1))
     box = inspection.corners(inspection.boxes[query])
     probabilities = inspection.logits[query].softmax(-1).numpy()
-    said = int(probabilities.argmax())
     weights = inspection.cross[layer, :, query].mean(0)
-    show_heat(inspection.spread(weights), inspection.image, ax=place)
-    set_title(place, f"query {query} in layer {layer}: mean of heads")
+    show_heat(
+        inspection.spread(weights), inspection.image, f"query {query} in layer {layer}: mean of heads", place
+    )
     draw_box(place, box, class_colour(int(probabilities[:-1].argmax())))
-    show_heat(mosaic(inspection.cross[:, :, query]), ax=tiles)
-    set_title(tiles, "each layer (row) and head (column)")
+    show_heat(mosaic(inspection.cross[:, :, query]), title="each layer (row) and head (column)", ax=tiles)
     class_bars(classes, probabilities, inspection.config)
     costs_in_words = cost_bars(row, inspection, query)
     figure.set_label(
-        f"Query {query} says {class_name(said, inspection.config)} with probability "
-        f"{probabilities[said]:.2f}, "
-        f"in a box from ({box[0]:.0f}, {box[1]:.0f}) to ({box[2]:.0f}, {box[3]:.0f}). "
-        f"In layer {layer}, {mass_inside(inspection, weights, box):.0%} of its attention lies within one "
-        "cell of that box."
-        + costs_in_words
+        f"Query {query} says {class_name(probabilities.argmax(), inspection.config)} with probability "
+        f"{probabilities.max():.2f}, in a box from ({box[0]:.0f}, {box[1]:.0f}) to "
+        f"({box[2]:.0f}, {box[3]:.0f}). In layer {layer}, {mass_inside(inspection, weights, box):.0%} of its "
+        f"attention lies within one cell of that box.{costs_in_words}"
     )
     return figure
-
-# %% ../nbs/50_explore.ipynb #eccfea53
-def in_two_rows(
-    maps: np.ndarray,  # (heads, h, w)
-) -> np.ndarray:       # (2, half of the heads, h, w)
-    """The maps of all heads in two rows; an empty one at the end where their number is odd.
-
-    Args:
-        maps (np.ndarray): (heads, h, w)
-
-    Returns:
-        np.ndarray: (2, half of the heads, h, w)
-    """
-    return np.pad(maps, ((0, len(maps) % 2), (0, 0), (0, 0))).reshape(2, -1, *maps.shape[1:])
 
 # %% ../nbs/50_explore.ipynb #58bb53fe
 def draw_pixel(
@@ -308,23 +291,21 @@ def draw_pixel(
     Returns:
         Figure
     """
-    height, width = inspection.image.shape[:2]
-    for name, value, count in (
-        ("x", x, width), ("y", y, height), ("layer", layer, len(inspection.encoder)),
-    ):
+    counts = *inspection.image.shape[1::-1], len(inspection.encoder)
+    for name, value, count in zip(("x", "y", "layer"), (x, y, layer), counts):
         check_range(name, value, count)
     row, column = int((y + 0.5) // inspection.cell[0]), int((x + 0.5) // inspection.cell[1])
     maps = inspection.encoder[layer, :, row * inspection.encoder.shape[-1] + column]  # (heads, h, w)
     mean = maps.mean(0)
     corners = np.array([column, row, column + 1, row + 1]) * np.tile(inspection.cell[::-1], 2)
+    # in two rows; an empty one at the end where the number of heads is odd
+    tiles = np.pad(maps, ((0, len(maps) % 2), (0, 0), (0, 0))).reshape(2, -1, *mean.shape)
     figure, axes = panels((0.1, 2.4), (2.6, 4.9), (5.1, 9.0))
-    show_boxes(inspection.image, ax=axes[0])
-    show_heat(inspection.spread(mean), inspection.image, ax=axes[1])
-    show_heat(mosaic(in_two_rows(maps)), ax=axes[2])
+    show_boxes(inspection.image, title=f"pixel ({x}, {y})", ax=axes[0])
+    show_heat(inspection.spread(mean), inspection.image, f"encoder layer {layer}: mean of heads", axes[1])
+    show_heat(mosaic(tiles), title="each head", ax=axes[2])
     for ax in axes[:2]:
         draw_box(ax, corners - 0.5, "#56B4E9")
-    for ax, title in zip(axes, (f"pixel ({x}, {y})", f"encoder layer {layer}: mean of heads", "each head")):
-        set_title(ax, title)
     top_row, top_column = np.unravel_index(mean.argmax(), mean.shape)
     figure.set_label(
         f"Pixel ({x}, {y}) belongs to cell ({column}, {row}). In the mean of the heads of encoder layer "
@@ -377,11 +358,10 @@ def loss_parts(
         HungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost), c.num_labels, c.eos_coefficient
     )
     parts = criterion({"logits": inspection.logits[None], "pred_boxes": boxes[None]}, [inspection.target])
-    weights = {
-        "class": ("loss_ce", 1), "L1": ("loss_bbox", c.bbox_loss_coefficient),
-        "GIoU": ("loss_giou", c.giou_loss_coefficient),
+    return {
+        "class": float(parts["loss_ce"]), "L1": c.bbox_loss_coefficient * float(parts["loss_bbox"]),
+        "GIoU": c.giou_loss_coefficient * float(parts["loss_giou"]),
     }
-    return {name: weight * float(parts[key]) for name, (key, weight) in weights.items()}
 
 # %% ../nbs/50_explore.ipynb #4b125032
 def show_costs(ax, cost: Tensor, matched: Mapping[int, int], query: int, names: Sequence[str]) -> None:
@@ -400,9 +380,8 @@ def show_costs(ax, cost: Tensor, matched: Mapping[int, int], query: int, names: 
         list(matched.values()), list(matched), s=28, facecolors="none", edgecolors="#D55E00", linewidths=1.6
     )
     ax.axhspan(query - 0.5, query + 0.5, fill=False, edgecolor="white", lw=1.4)
-    show_axis(ax, yticks=[query], xticks=range(len(names)))
-    ax.set_xticklabels([name[:5] for name in names], rotation=35)
-    set_title(ax, "cost of every query for every target")
+    show_axis(ax, "cost of every query for every target", yticks=[query])
+    ax.set_xticks(range(len(names)), [name[:5] for name in names], rotation=35)
 
 def describe_changes(
     before: Mapping[int, int], after: Mapping[int, int],  # query → target
@@ -419,12 +398,12 @@ def describe_changes(
         str
     """
     old, new = ({t: q for q, t in matched.items()} for matched in (before, after))
-    changed = [
+    changes = [
         f"{names[t]} goes from query {old[t]} to query {new[t]}"
         for t in sorted(new)
-        if t in old and old[t] != new[t]
+        if old.get(t, new[t]) != new[t]
     ]
-    return "; ".join(changed) or "the assignment stays"
+    return "; ".join(changes) or "the assignment stays"
 
 # %% ../nbs/50_explore.ipynb #412c29de
 def draw_matching(
@@ -444,34 +423,26 @@ def draw_matching(
         Figure
     """
     check_range("query", query, len(inspection.logits))
-    (_, before) = matching_costs(inspection)
-    own = loss_parts(inspection, inspection.boxes)
     boxes = move_box(inspection, query, right, down, size)
-    (cost, matched) = matching_costs(inspection, boxes)
-    now = loss_parts(inspection, boxes)
+    cost, matched = matching_costs(inspection, boxes)
+    own, now = (loss_parts(inspection, some) for some in (inspection.boxes, boxes))
     names = name_targets(inspection)
     figure, (place, matrix, parts) = panels((0.1, 2.4), (2.8, 6.2), (7.0, 9.0))
     show_boxes(
         inspection.image, inspection.corners(inspection.target["boxes"]), inspection.target["class_labels"],
-        ax=place,
+        title="targets, and the moved box", ax=place,
     )
-    set_title(place, "targets, and the moved box")
     draw_box(place, inspection.corners(boxes[query]), "black", "--")
     show_costs(matrix, cost, matched, query, names)
-    words = [name for part in own for name in (part, "was")]
     values = [value for part in own for value in (now[part], own[part])]
     bars(
-        parts,
-        words,
-        values,
-        ["#0072B2", "0.75"] * len(own),
-        (0, max(1, *values)),
-        f"loss {sum(now.values()):.2f}, was {sum(own.values()):.2f}",
+        parts, [name for part in own for name in (part, "was")], values, ["#0072B2", "0.75"] * len(own),
+        (0, max(1, *values)), f"loss {sum(now.values()):.2f}, was {sum(own.values()):.2f}",
     )
-    answer = f"is matched to {names[matched[query]]}" if query in matched else "is matched to nobody"
     figure.set_label(
         f"The box of query {query}, moved by ({right:g}, {down:g}) pixels and sized {size:g} times, "
-        f"{answer}; {describe_changes(before, matched, names)}. "
+        f"is matched to {names[matched[query]] if query in matched else 'nobody'}; "
+        f"{describe_changes(matching_costs(inspection)[1], matched, names)}. "
         f"The loss is {sum(now.values()):.2f}; with the model's own box it is {sum(own.values()):.2f}."
     )
     return figure
@@ -523,8 +494,7 @@ def read_record(
     Raises:
         ValueError: where their numbers differ.
     """
-    if images is None:
-        images = [image for image, _ in (SceneDetection(16, seed=4, split="val")[i] for i in range(16))]
+    images = [image for image, _ in SceneDetection(16, seed=4, split="val")] if images is None else images
     with np.load(path) as file:
         step, boxes, probabilities, attention = (
             file[k] for k in ("step", "boxes", "probabilities", "attention")
@@ -533,10 +503,9 @@ def read_record(
         raise ValueError(
             f"images: {len(images)} images, {boxes.shape[1]} in {path}: want those that were recorded"
         )
-    config = config or DetrConfig.from_pretrained("scenes")
     return Record(
-        [to_uint8_image(image) for image in images], config, step, boxes.astype(float), probabilities / 255,
-        attention,
+        [to_uint8_image(image) for image in images], config or DetrConfig.from_pretrained("scenes"), step,
+        boxes.astype(float), probabilities / 255, attention,
     )
 
 # %% ../nbs/50_explore.ipynb #fd138134
@@ -551,11 +520,7 @@ class Recorder:
     """
     def __init__(self, path: str | os.PathLike, dataset: Any, processor: DetrImageProcessor):
         self.path = Path(path)
-        self.moments = []
         self.batch = processor.collate([processor.encode(dataset[i][0]) for i in range(len(dataset))])
-        if self.path.exists():
-            with np.load(self.path) as old:
-                self.moments = [{k: old[k][i] for k in old.files} for i in range(len(old["step"]))]
 
     @torch.inference_mode()
     def __call__(self, step: int, model: nn.Module) -> None:
@@ -571,14 +536,19 @@ class Recorder:
             outputs = model(batch.pixel_values, batch.pixel_mask, output_attentions=True)
         attention = outputs.cross_attentions[-1].mean(1)
         attention = (attention / attention.amax(-1, keepdim=True)).unflatten(
-            -1, (math.isqrt(attention.shape[-1]), -1)
+            -1, (round(attention.shape[-1] ** 0.5), -1)
         )
-        moment = {"step": np.int64(step), "boxes": outputs.pred_boxes.half().cpu().numpy()}
-        for name, values in (("probabilities", outputs.logits.softmax(-1)), ("attention", attention)):
-            moment[name] = (values * 255).round().to(torch.uint8).cpu().numpy()
-        self.moments = [m for m in self.moments if m["step"] < step] + [moment]
+        moment = {
+            "step": torch.tensor(step), "boxes": outputs.pred_boxes.half(),
+            "probabilities": (outputs.logits.softmax(-1) * 255).round().byte(),
+            "attention": (attention * 255).round().byte(),
+        }
+        moments = {name: values[None].cpu().numpy() for name, values in moment.items()}
+        if self.path.exists():
+            with np.load(self.path) as old:
+                moments = {k: np.append(old[k][old["step"] < step], new, 0) for k, new in moments.items()}
         with atomic(self.path) as part:
-            np.savez_compressed(part, **{k: np.stack([m[k] for m in self.moments]) for k in moment})
+            np.savez_compressed(part, **moments)
 
 # %% ../nbs/50_explore.ipynb #17f8c6bf
 def nms_keep_mask(inspection: Inspection, overlap: float = 0.5) -> np.ndarray:  # (N,) bool
@@ -591,11 +561,9 @@ def nms_keep_mask(inspection: Inspection, overlap: float = 0.5) -> np.ndarray:  
     Returns:
         np.ndarray: (N,) bool
     """
-    scores, labels = (torch.from_numpy(values) for values in inspection.best())
-    kept = torchvision.ops.batched_nms(
-        torch.from_numpy(inspection.corners(inspection.boxes)), scores, labels, overlap
-    )
-    return np.isin(np.arange(len(scores)), kept.numpy())
+    boxes, scores, labels = map(torch.from_numpy, (inspection.corners(inspection.boxes), *inspection.best()))
+    kept = torchvision.ops.batched_nms(boxes, scores, labels, overlap).numpy()
+    return np.isin(np.arange(len(boxes)), kept)
 
 def count_duplicates(inspection: Inspection, threshold: float, overlap: float = 0.5) -> int:
     """How many pairs of boxes above a threshold have one class and overlap by more than `overlap`.
@@ -615,18 +583,6 @@ def count_duplicates(inspection: Inspection, threshold: float, overlap: float = 
     return int(np.triu(same & (box_iou(corners, corners).numpy() > overlap), 1).sum())
 
 # %% ../nbs/50_explore.ipynb #13c044a5
-def show_ranks(ax, scores: np.ndarray, labels: np.ndarray) -> None:
-    """Scores as bars in the colours of their classes.
-
-    Args:
-        ax
-        scores (np.ndarray)
-        labels (np.ndarray)
-    """
-    ax.bar(range(len(scores)), scores, color=[class_colour(int(label)) for label in labels], width=1)
-    show_axis(ax, ylim=(0, 1))
-    set_title(ax, "scores, best first")
-
 def show_counts(ax, scores: np.ndarray, nms: np.ndarray) -> None:
     """How many queries each threshold keeps, with and without non-maximum suppression.
 
@@ -638,8 +594,7 @@ def show_counts(ax, scores: np.ndarray, nms: np.ndarray) -> None:
     thresholds = np.linspace(0, 1, 201)
     for some, style, colour in ((scores, "-", "#0072B2"), (scores[nms], "--", "black")):
         ax.step(thresholds, (some[:, None] > thresholds).sum(0), style, color=colour, where="post")
-    show_axis(ax, ylim=(0, None))
-    set_title(ax, "boxes kept, by threshold; dashed: with NMS")
+    show_axis(ax, "boxes kept, by threshold; dashed: with NMS", ylim=(0, None))
 
 # %% ../nbs/50_explore.ipynb #8e872581
 def draw_threshold(
@@ -661,9 +616,14 @@ def draw_threshold(
     kept = scores > threshold
     order = np.argsort(-scores, kind="stable")
     nms = nms_keep_mask(inspection)
-    show_boxes(inspection.image, inspection.corners(inspection.boxes)[kept], labels[kept], ax=place)
-    set_title(place, f"{kept.sum()} of {len(kept)} queries")
-    show_ranks(ranks, scores[order], labels[order])
+    show_boxes(
+        inspection.image, inspection.corners(inspection.boxes)[kept], labels[kept],
+        title=f"{kept.sum()} of {len(kept)} queries", ax=place,
+    )
+    ranks.bar(
+        range(len(order)), scores[order], width=1, color=[class_colour(int(label)) for label in labels[order]]
+    )
+    show_axis(ranks, "scores, best first", ylim=(0, 1))
     show_counts(counts, scores, nms)
     for draw_line in (ranks.axhline, counts.axvline):
         draw_line(threshold, color="#D55E00", lw=1)

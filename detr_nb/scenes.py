@@ -11,7 +11,8 @@ __all__ = [
 
 # %% ../nbs/92_scenes.ipynb #2563c54d
 import math
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,13 @@ def _polygon(x, y, corners: int, inner: float = 1.0):
     turn = 2 * math.pi / corners
     angle = np.abs(np.mod(np.arctan2(x, -y) + turn / 2, turn) - turn / 2)
     px, py = inner * math.cos(turn / 2), inner * math.sin(turn / 2)
-    length = math.hypot(1 - px, py)
-    return (np.hypot(x, y) * (np.cos(angle) * py + np.sin(angle) * (1 - px)) - py) / length
+    distance = np.hypot(x, y) * (np.cos(angle) * py + np.sin(angle) * (1 - px)) - py
+    return distance / math.hypot(1 - px, py)
 
 def _heart(x, y):
-    x = np.abs(x)
-    y = -y - 0.1
-    half = 0.8
-    lobe = np.hypot(x - half / 2, y - half / 2) - half / math.sqrt(2)
-    return np.minimum(lobe, (x + np.abs(y) - half) / math.sqrt(2))
+    x, y = np.abs(x), -y - 0.1
+    lobe = np.hypot(x - 0.4, y - 0.4) - 0.8 / math.sqrt(2)
+    return np.minimum(lobe, (x + np.abs(y) - 0.8) / math.sqrt(2))
 
 SHAPES = {
     "ball": lambda x, y: np.hypot(x, y) - 1,
@@ -141,13 +140,13 @@ def render_thing(thing: Thing) -> tuple[slice, slice, np.ndarray, np.ndarray]:
     Returns:
         tuple[slice, slice, np.ndarray, np.ndarray]
     """
-    reach = thing.size / 2 * 1.45
-    rows = slice(max(0, int(thing.y - reach)), min(SIZE, int(thing.y + reach) + 2))
-    columns = slice(max(0, int(thing.x - reach)), min(SIZE, int(thing.x + reach) + 2))
-    dy, dx = _ROW[rows] - np.float32(thing.y), _COLUMN[:, columns] - np.float32(thing.x)
-    cos = math.cos(thing.angle)
-    sin = math.sin(thing.angle)
     radius = thing.size / 2
+    rows, columns = (
+        slice(max(0, int(middle - radius * 1.45)), min(SIZE, int(middle + radius * 1.45) + 2))
+        for middle in (thing.y, thing.x)
+    )
+    dy, dx = _ROW[rows] - np.float32(thing.y), _COLUMN[:, columns] - np.float32(thing.x)
+    cos, sin = math.cos(thing.angle), math.sin(thing.angle)
     u = (cos * dx + sin * dy) / (radius * thing.aspect)  # the thing's own axes, in radii
     v = (cos * dy - sin * dx) * thing.aspect / radius
     coverage: Any = np.clip(0.5 - SHAPES[thing.name](u, v) * radius, 0, 1)
@@ -189,9 +188,8 @@ def lay_stuff(rng: np.random.Generator) -> np.ndarray:
     stuff = (_ROW > horizon).astype(np.uint8)  # sky above, grass below
     if rng.uniform() < 0.5:
         near = horizon + np.float32(rng.uniform(0, 12))
-        stuff[(_ROW > near) & (_ROW < near + np.float32(rng.uniform(6, 24)) + _wave(rng, 3))] = STUFF.index(
-            "water"
-        )
+        far = near + np.float32(rng.uniform(6, 24)) + _wave(rng, 3)
+        stuff[(_ROW > near) & (_ROW < far)] = STUFF.index("water")
     if rng.uniform() < 0.5:
         depth = np.clip((_ROW - np.float32(level)) / np.float32(SIZE - level), 0, 1)
         middle = (
@@ -219,8 +217,7 @@ def paint_stuff(rng: np.random.Generator, stuff: np.ndarray) -> np.ndarray:
     looks = [hsv_to_rgb(*look) for look in zip(hues.tolist(), saturations.tolist(), values.tolist())]
     # red, green, blue, strength of the grain
     planes = np.array([*zip(*looks), (2, 12, 5, 5)], np.float32).take(stuff, axis=1)
-    light = np.float32(rng.uniform(4, 14)) * _noise(rng, 8) + planes[3] * _noise(rng, 64)
-    return planes[:3] + light
+    return planes[:3] + (np.float32(rng.uniform(4, 14)) * _noise(rng, 8) + planes[3] * _noise(rng, 64))
 
 # %% ../nbs/92_scenes.ipynb #6043b418
 @dataclass
@@ -280,8 +277,7 @@ def draw_scene(seed: int, index: int, split: str = "train") -> Scene:
     present = np.bincount(stuff.ravel(), minlength=len(STUFF)) > 0
     category_ids = [len(THINGS) + 1 + int(i) for i in present.nonzero()[0]]
     segment_map = (present.cumsum() - 1).astype(np.uint8).take(stuff)
-    areas = np.bincount(segment_map.ravel(), minlength=16)
-    visible = areas.copy()
+    areas = visible = np.bincount(segment_map.ravel(), minlength=16)
     wanted = len(category_ids) + rng.integers(1, 9)
     for _ in range(32):
         if len(category_ids) == wanted: break
@@ -289,16 +285,15 @@ def draw_scene(seed: int, index: int, split: str = "train") -> Scene:
         rows, columns, coverage, colours = render_thing(thing)
         inside = coverage > 0.5
         area = np.count_nonzero(inside)
-        covered = np.bincount(segment_map[rows, columns][inside], minlength=16)
-        if area < 30 or ((visible - covered)[: len(category_ids)] < 0.4 * areas[: len(category_ids)]).any():
-            continue
+        left = visible - np.bincount(segment_map[rows, columns][inside], minlength=16)
+        if area < 30 or (left < 0.4 * areas).any(): continue
         canvas[:, rows, columns] += coverage * (colours - canvas[:, rows, columns])
         segment_map[rows, columns][inside] = len(category_ids)
-        visible -= covered
+        visible = left
         areas[len(category_ids)] = visible[len(category_ids)] = area
         category_ids.append(1 + THINGS.index(thing.name))
-    canvas += rng.standard_normal((SIZE, SIZE), dtype=np.float32) * np.float32(rng.uniform(0, 7))
-    image = np.clip(canvas + np.float32(0.5), 0, 255).astype(np.uint8)
+    grain = rng.standard_normal((SIZE, SIZE), dtype=np.float32) * np.float32(rng.uniform(0, 7))
+    image = np.clip(canvas + grain + np.float32(0.5), 0, 255).astype(np.uint8)
     return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), segment_map, category_ids)
 
 # %% ../nbs/92_scenes.ipynb #d956d86d
@@ -323,17 +318,15 @@ def scene_annotations(
         {"id": i + 1, "category_id": c, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(area), "iscrowd": 0}
         for i, (c, (x0, y0, x1, y1), area) in enumerate(zip(scene.category_ids, boxes.tolist(), areas))
     ]
-    if masks:
-        from pycocotools import mask as coco_mask
-        columns_first = (
-            np.ascontiguousarray(scene.segment_map.T)
-            == np.arange(len(boxes), dtype=np.uint8)[:, None, None]
-        )
-        # the order in which run lengths count
-        rles: Any = coco_mask.encode(columns_first.view(np.uint8).transpose(2, 1, 0))
-        for annotation, rle in zip(annotations, rles):
-            annotation["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
-    return annotations
+    if not masks: return annotations
+    from pycocotools import mask as coco_mask
+    columns_first = replace(scene, segment_map=np.ascontiguousarray(scene.segment_map.T)).masks()
+    # the order in which run lengths count
+    rles: Any = coco_mask.encode(columns_first.view(np.uint8).transpose(2, 1, 0))
+    return [
+        a | {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
+        for a, rle in zip(annotations, rles)
+    ]
 
 # %% ../nbs/92_scenes.ipynb #aa0f8e01
 def panoptic_ids(scene: Scene) -> np.ndarray:
@@ -346,9 +339,8 @@ def panoptic_ids(scene: Scene) -> np.ndarray:
     Returns:
         np.ndarray
     """
-    colours = PALETTE[np.array(scene.category_ids) - 1]
-    colours[:, 0] += np.arange(len(colours))
-    return colours @ (1, 256, 256**2)
+    segments = np.arange(len(scene.category_ids))  # 1 more is a step of red
+    return PALETTE[np.array(scene.category_ids) - 1] @ (1, 256, 256**2) + segments
 
 # %% ../nbs/92_scenes.ipynb #9565f07d
 def _write_scene(index: int, folder: Path, split: str, seed: int) -> tuple[list[dict], dict]:
@@ -362,12 +354,10 @@ def _write_scene(index: int, folder: Path, split: str, seed: int) -> tuple[list[
         np.stack([ids % 256, ids // 256 % 256, ids // 256**2], -1).astype(np.uint8).tobytes()
     )
     coloured.convert("RGB").save(folder / f"panoptic_{split}" / name, compress_level=1)
-    annotations = scene_annotations(scene)
-    for annotation in annotations:
-        annotation["image_id"] = index + 1
-    keys = "category_id", "bbox", "area", "iscrowd"
+    annotations = [a | {"image_id": index + 1} for a in scene_annotations(scene)]
     segments = [
-        {"id": int(i)} | {key: annotation[key] for key in keys} for i, annotation in zip(ids, annotations)
+        {"id": int(i)} | {key: a[key] for key in ("category_id", "bbox", "area", "iscrowd")}
+        for i, a in zip(ids, annotations)
     ]
     return annotations, {"image_id": index + 1, "file_name": name, "segments_info": segments}
 
@@ -380,15 +370,14 @@ def _write_split(folder: Path, split: str, count: int, seed: int, processes: int
     for path in (folder / split, folder / f"panoptic_{split}", folder / "annotations"):
         path.mkdir(parents=True, exist_ok=True)
     write = partial(_write_scene, folder=folder, split=split, seed=seed)
-    bar = partial(tqdm, total=count, desc=f"{split} scenes", leave=False)
-    if processes == 1:
-        scenes = [write(i) for i in bar(range(count))]
-    else:
-        with get_context("spawn").Pool(processes) as pool:
-            scenes = list(bar(pool.imap(write, range(count), chunksize=32)))
-    annotations = [a for per_image, _ in scenes for a in per_image]
-    for i, annotation in enumerate(annotations):
-        annotation["id"] = i + 1
+    with nullcontext() if processes == 1 else get_context("spawn").Pool(processes) as pool:
+        written = pool.imap(write, range(count), chunksize=32) if pool else map(write, range(count))
+        scenes = list(tqdm(written, total=count, desc=f"{split} scenes", leave=False))
+    objects = (annotation for per_image, _ in scenes for annotation in per_image)
+    annotations = {
+        "instances": [annotation | {"id": i} for i, annotation in enumerate(objects, start=1)],
+        "panoptic": [panoptic for _, panoptic in scenes],
+    }
     common = {
         "info": {"description": f"detr_nb scenes, {split}, seed {seed}"},
         "images": [
@@ -397,10 +386,8 @@ def _write_split(folder: Path, split: str, count: int, seed: int, processes: int
         ],
         "categories": CATEGORIES,
     }
-    write_json(common | {"annotations": annotations}, folder / "annotations" / f"instances_{split}.json")
-    write_json(
-        common | {"annotations": [p for _, p in scenes]}, folder / "annotations" / f"panoptic_{split}.json"
-    )
+    for kind, entries in annotations.items():
+        write_json(common | {"annotations": entries}, folder / "annotations" / f"{kind}_{split}.json")
 
 # %% ../nbs/92_scenes.ipynb #2f32c25f
 def make_scenes(
@@ -424,18 +411,21 @@ def make_scenes(
         FileExistsError: rather than overwrite.
     """
     folder = Path(folder)
-    wanted = {"train": train, "val": val}
-    if seed < 0: raise ValueError(f"seed={seed}: want at least 0")
-    for split, count in wanted.items():
-        if count < 0: raise ValueError(f"{split}={count}: want a number of images, at least 0")
-    wanted = {split: count for split, count in wanted.items() if count}
-    for split in wanted:
-        files = (folder / "annotations" / f"{kind}_{split}.json" for kind in ("instances", "panoptic"))
-        for path in (folder / split, folder / f"panoptic_{split}", *files):
-            if path.exists():
-                raise FileExistsError(
-                    f"{path} exists: nothing is overwritten; choose another folder or remove it"
-                )
+    if min(seed, train, val) < 0:
+        raise ValueError(f"train={train}, val={val}, seed={seed}: want numbers of at least 0")
+    wanted = {split: count for split, count in (("train", train), ("val", val)) if count}
+    paths = (
+        folder / path
+        for split in wanted
+        for path in (
+            split, f"panoptic_{split}", f"annotations/instances_{split}.json", f"annotations/panoptic_{split}.json",
+        )
+    )
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(
+                f"{path} exists: nothing is overwritten; choose another folder or remove it"
+            )
     for split, count in wanted.items():
         _write_split(folder, split, count, seed, processes)
 
@@ -461,17 +451,14 @@ def strip(
     """
     if here not in STAGES: raise ValueError(f"here={here!r}: want one of {list(STAGES)}")
     import matplotlib.pyplot as plt
-    ax = plt.figure(figsize=(9, 0.95), layout="constrained").gca()
+    ax = plt.figure(figsize=(9, 0.95), layout="constrained").add_subplot(
+        xlim=(-0.5, len(STAGES) - 0.5), ylim=(-0.2, 1.05)
+    )
     for i, (stage, shape) in enumerate(STAGES.items()):
         known = i <= list(STAGES).index(here)
         current = stage == here
         ax.text(
-            i,
-            0.62,
-            stage,
-            ha="center",
-            va="center",
-            fontsize=9,
+            i, 0.62, stage, ha="center", va="center", fontsize=9,
             color="white" if current else "black" if known else "0.6",
             bbox=dict(
                 boxstyle="round,pad=0.45",
@@ -479,13 +466,11 @@ def strip(
                 edgecolor="none",
             ),
         )
-        if known:
-            ax.text(i, 0.08, shape, ha="center", va="center", fontsize=7)
+        ax.text(i, 0.08, shape if known else "", ha="center", va="center", fontsize=7)
         if i:
             ax.annotate(
                 "", (i - 0.40, 0.62), (i - 0.60, 0.62),
                 arrowprops=dict(arrowstyle="->", color="0.5", lw=0.8),
             )
-    ax.set(xlim=(-0.5, len(STAGES) - 0.5), ylim=(-0.2, 1.05))
     ax.axis("off")
     return ax

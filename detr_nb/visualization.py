@@ -26,9 +26,13 @@ __all__ = [
 ]
 
 # %% ../nbs/90_visualization.ipynb #8754c31d
-def _axes(ax, width: float, height: float):
+def _axes(ax, width: float, height: float, title: str):
+    "Axes to draw in, new ones where none are given: no ticks, and the title where it was."
     import matplotlib.pyplot as plt
-    return ax or plt.figure(figsize=(width, height), layout="constrained").gca()
+    ax = ax or plt.figure(figsize=(width, height), layout="constrained").gca()
+    ax.set(xticks=[], yticks=[])
+    ax.title.set(text=title, fontsize=9)
+    return ax
 
 # %% ../nbs/90_visualization.ipynb #de67f85d
 PALETTE = np.array(
@@ -62,7 +66,7 @@ def class_colour(
     return tuple((PALETTE[(category_id - 1) % len(PALETTE)] / 255).tolist())
 
 # %% ../nbs/90_visualization.ipynb #a3de5755
-def draw_box(ax, box: np.ndarray, colour, style: str = "-", width: float = 1.8) -> None:
+def draw_box(ax, box: np.ndarray, colour, style: str = "-") -> None:
     """A box (x0, y0, x1, y1) as a line with a white edge.
 
     Args:
@@ -70,11 +74,10 @@ def draw_box(ax, box: np.ndarray, colour, style: str = "-", width: float = 1.8) 
         box (np.ndarray)
         colour
         style (str): Defaults to "-".
-        width (float): Defaults to 1.8.
     """
     x0, y0, x1, y1 = box
     ax.autoscale(False)  # a box may reach outside the image
-    for line in (dict(color="white", lw=width + 1.4), dict(color=colour, lw=width, ls=style)):
+    for line in (dict(color="white", lw=3.2), dict(color=colour, lw=1.8, ls=style)):
         ax.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], solid_joinstyle="miter", **line)
 
 # %% ../nbs/90_visualization.ipynb #928f2d30
@@ -104,8 +107,8 @@ def show_boxes(
     corners = np.asarray(boxes, float).reshape(-1, 4)
     if len(labels) != len(corners) and (len(labels) or names is not None):
         raise ValueError(f"{len(labels)} labels for {len(corners)} boxes: want one for each")
-    ax = _axes(ax, 3.4, 3.4)
-    ax.imshow(image, interpolation="nearest")
+    ax = _axes(ax, 3.4, 3.4, title)
+    ax.axis(ax.imshow(image, interpolation="nearest").get_extent())  # whatever the boxes reach
     for i, box in enumerate(corners):
         colour = class_colour(int(labels[i])) if len(labels) else (0, 0, 0)
         draw_box(ax, box, colour)
@@ -113,11 +116,10 @@ def show_boxes(
         text = " ".join(words if scores is None else [*words, f"{scores[i]:.2f}"])
         if text:
             readable = "black" if np.dot(colour, (0.3, 0.59, 0.11)) > 0.6 else "white"  # on yellow too
-            frame = dict(facecolor=colour, edgecolor="none", pad=0.8, alpha=0.9)
-            ax.text(*(box[:2].clip(0) + 0.5), text, fontsize=7, va="top", color=readable, bbox=frame)
-    height, width = np.asarray(image).shape[:2]
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
-    ax.set_title(title, fontsize=9)
+            ax.text(
+                *(box[:2].clip(0) + 0.5), text, fontsize=7, va="top", color=readable,
+                bbox=dict(facecolor=colour, edgecolor="none", pad=0.8, alpha=0.9),
+            )
     return ax
 
 # %% ../nbs/90_visualization.ipynb #219415a2
@@ -135,16 +137,13 @@ def show_heat(
         title (str): Defaults to "".
         ax
     """
-    ax = _axes(ax, 2.6, 2.6)
-    height, width = np.asarray(values if image is None else image).shape[:2]
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    ax = _axes(ax, 2.6, 2.6, title)
+    extent = None
     if image is not None:
-        ax.imshow(np.asarray(image).mean(-1), cmap="gray", vmin=0, vmax=255, extent=extent)
+        extent = ax.imshow(np.asarray(image).mean(-1), cmap="gray", vmin=0, vmax=255).get_extent()
     ax.imshow(
         values, cmap="magma", alpha=1.0 if image is None else 0.65, extent=extent, interpolation="nearest"
     )
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=9)
     return ax
 
 # %% ../nbs/90_visualization.ipynb #6f2d6e79
@@ -168,29 +167,24 @@ def show_segments(
         ax: draw here; None: a new figure
     """
     from scipy.ndimage import distance_transform_edt
-    ax = _axes(ax, 3.4, 3.4)
+    ax = _axes(ax, 3.4, 3.4, title)
     segmentation = np.asarray(segmentation)
     colours = np.zeros((*segmentation.shape, 3))
     for segment, category in labels.items():
-        colours[segmentation == segment] = class_colour(int(category))
+        mask = segmentation == segment
+        colours[mask] = class_colour(int(category))
+        if names is not None and mask.any():
+            depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+            # the pixel deepest inside: a ring's centre is not its own
+            row, column = np.unravel_index(depth.argmax(), depth.shape)
+            ax.text(
+                column, row, names.get(int(category), str(int(category))), fontsize=7, ha="center", va="center",
+                bbox=dict(facecolor="white", edgecolor="none", pad=0.6, alpha=0.75),
+            )
     mixed = 0.35 * np.asarray(image) / 255 + 0.65 * colours
-    edge = np.zeros(segmentation.shape, bool)
-    edge[:-1] |= segmentation[:-1] != segmentation[1:]
-    edge[:, :-1] |= segmentation[:, :-1] != segmentation[:, 1:]
-    mixed[edge] = 1
+    mixed[:-1][segmentation[:-1] != segmentation[1:]] = 1
+    mixed[:, :-1][segmentation[:, :-1] != segmentation[:, 1:]] = 1
     ax.imshow(mixed, interpolation="nearest")
-    for segment, category in labels.items() if names is not None else ():
-        if not (segmentation == segment).any(): continue
-        depth = distance_transform_edt(np.pad(segmentation == segment, 1))[1:-1, 1:-1]
-        # the pixel deepest inside: a ring's centre is not its own
-        row, column = np.unravel_index(depth.argmax(), depth.shape)
-        text = names.get(int(category), str(int(category)))
-        ax.text(
-            column, row, text, fontsize=7, ha="center", va="center",
-            bbox=dict(facecolor="white", edgecolor="none", pad=0.6, alpha=0.75),
-        )
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=9)
     return ax
 
 # %% ../nbs/90_visualization.ipynb #c124e189
@@ -210,22 +204,14 @@ def show_matching(
         title (str): Defaults to "".
         ax
     """
-    ax = _axes(ax, 1.6 + 0.45 * len(names), 1.4 + 0.13 * len(cost))
+    ax = _axes(ax, 1.6 + 0.45 * len(names), 1.4 + 0.13 * len(cost), title)
     drawn = ax.imshow(cost, cmap="viridis", aspect="auto")
     ax.scatter(
-        [t for _, t in pairs],
-        [q for q, _ in pairs],
-        s=70,
-        facecolors="none",
-        edgecolors="#D55E00",
+        [t for _, t in pairs], [q for q, _ in pairs], s=70, facecolors="none", edgecolors="#D55E00",
         linewidths=2,
     )
-    ax.set(
-        xticks=range(len(names)), yticks=range(0, len(cost), 1 if len(cost) <= 10 else 5), ylabel="query",
-        xlabel="target",
-    )
-    ax.set_xticklabels(names, rotation=60, fontsize=8)
-    ax.set_title(title, fontsize=9)
+    ax.set(xlabel="target", ylabel="query", yticks=range(0, len(cost), 1 if len(cost) <= 10 else 5))
+    ax.set_xticks(range(len(names)), names, rotation=60, fontsize=8)
     ax.figure.colorbar(drawn, ax=ax, label="cost")
     return ax
 
@@ -255,12 +241,10 @@ def grid(
     return list(axes.flat[:count])
 
 # %% ../nbs/90_visualization.ipynb #d6fbb9f7
-HEIGHT = 2.5  # inches of a figure with sliders, 100 pixels each
-
 def panels(
     *spans: tuple[float, float],  # left and right end of each, in inches
 ) -> tuple[Figure, list]:
-    """A figure and its axes, side by side.
+    """A figure of 100 pixels an inch, 2.5 inches high, and its axes, side by side.
 
     Args:
         *spans (tuple[float, float]): left and right end of each, in inches
@@ -270,28 +254,22 @@ def panels(
     """
     from matplotlib.figure import Figure
     width = spans[-1][1] + 0.12
-    figure = Figure(figsize=(width, HEIGHT), dpi=100)
+    figure = Figure(figsize=(width, 2.5), dpi=100)
     axes = [figure.add_axes((left / width, 0.15, (right - left) / width, 0.73)) for left, right in spans]
     for ax in axes:
         ax.axis("off")
+        ax.set_title("", fontsize=9, y=1.02)  # a title at no given height measures every label first
     return figure, axes
 
-def set_title(ax, title: str) -> None:
-    """A title at a given height: left to itself, it measures every label first.
+def show_axis(ax, title: str, **settings) -> None:
+    """A panel's title, and numbers at its edges, where they say something.
 
     Args:
         ax
         title (str)
-    """
-    ax.set_title(title, fontsize=9, y=1.02)
-
-def show_axis(ax, **settings) -> None:
-    """Numbers at the edges of a panel, where they say something.
-
-    Args:
-        ax
         **settings
     """
+    ax.title.set_text(title)
     ax.axis("on")
     ax.tick_params(labelsize=7, length=2)
     ax.locator_params(nbins=3)
@@ -316,7 +294,7 @@ def bars(
     ax.barh(range(len(names)), values, color=colours)
     ax.axvline(0, color="black", lw=0.8)
     ax.set(xlim=limits, ylim=(max(len(names), 4) - 0.4, -0.6))
-    set_title(ax, title)
+    ax.title.set_text(title)
     for i, (name, value) in enumerate(zip(names, values)):
         ax.text(limits[0], i, f"{name} {value:.2f} ", fontsize=7, ha="right", va="center")
 
@@ -358,19 +336,19 @@ def class_bars(
     ax,
     probabilities: np.ndarray,  # (C + 1,)
     config: DetrConfig,
-    count: int = 7,
 ) -> None:
-    """The likeliest classes in their colours, "nothing" in grey.
+    """The seven likeliest classes in their colours, "nothing" in grey.
 
     Args:
         ax
         probabilities (np.ndarray): (C + 1,)
         config (DetrConfig)
-        count (int): Defaults to 7.
     """
-    top = np.argsort(-probabilities, kind="stable")[:count].tolist()
-    colours = ["0.6" if i == config.num_labels else class_colour(i) for i in top]
-    bars(ax, [class_name(i, config) for i in top], probabilities[top], colours, (0, 1), "classes")
+    top = np.argsort(-probabilities, kind="stable")[:7].tolist()
+    bars(
+        ax, [class_name(i, config) for i in top], probabilities[top],
+        ["0.6" if i == config.num_labels else class_colour(i) for i in top], (0, 1), "classes",
+    )
 
 # %% ../nbs/90_visualization.ipynb #888e8fb1
 def png(figure: Figure) -> bytes:
@@ -384,10 +362,9 @@ def png(figure: Figure) -> bytes:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
-    canvas = FigureCanvasAgg(figure)
+    pixels, size = FigureCanvasAgg(figure).print_to_buffer()
+    drawn = Image.frombytes("RGBA", size, pixels).convert("RGB")
     file = io.BytesIO()
-    canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     drawn.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
     return file.getvalue()
 
@@ -401,8 +378,10 @@ def as_html(figure: Figure) -> str:
         str
     """
     source = base64.b64encode(png(figure)).decode()
-    words = html.escape(str(figure.get_label()))
-    return f'<img style="max-width: 100%" alt="{words}" src="data:image/png;base64,{source}">'
+    return (
+        f'<img style="max-width: 100%" alt="{html.escape(str(figure.get_label()))}" '
+        f'src="data:image/png;base64,{source}">'
+    )
 
 # %% ../nbs/90_visualization.ipynb #11a31197
 def explore(
@@ -422,19 +401,17 @@ def explore(
     import ipywidgets as widgets
     sliders = {}
     image = widgets.HTML()
+    def redraw(_=None):
+        image.value = as_html(draw(**{name: slider.value for name, slider in sliders.items()}))
     for name, given in ranges.items():
         if len(given) != 3 or not given[0] <= given[1] <= given[2]:
             raise ValueError(f"{name}={given}: want least ≤ start ≤ most")
         whole = all(isinstance(value, int) for value in given)
-        kind, step = (widgets.IntSlider, 1) if whole else (widgets.FloatSlider, 0.05)
-        least, start, most = given
-        sliders[name] = kind(
-            min=least, value=start, max=most, step=step, description=name, layout={"width": "32em"}
+        sliders[name] = (widgets.IntSlider if whole else widgets.FloatSlider)(
+            min=given[0], value=given[1], max=given[2], step=1 if whole else 0.05, description=name,
+            layout={"width": "32em"},
         )
-    def redraw(_=None):
-        image.value = as_html(draw(**{name: slider.value for name, slider in sliders.items()}))
-    for slider in sliders.values():
-        slider.observe(redraw, "value")
+        sliders[name].observe(redraw, "value")
     redraw()
     return widgets.VBox([*sliders.values(), image])
 
@@ -466,8 +443,7 @@ def show_distance(ax, record: Record, moment: int, query: int) -> float:
     distance = np.abs(record.boxes[:, :, query] - record.boxes[-1, :, query]).sum(-1).mean(1)
     ax.plot(record.step / 1000, distance, "o-", ms=3, color="#0072B2")
     ax.axvline(record.step[moment] / 1000, color="#D55E00", lw=1)
-    show_axis(ax, ylim=(0, None))
-    set_title(ax, "distance to its last boxes")
+    show_axis(ax, "distance to its last boxes", ylim=(0, None))
     ax.set_xlabel("thousand steps", fontsize=7, labelpad=1)
     return float(distance[moment])
 
@@ -486,8 +462,9 @@ def show_all_boxes(ax, record: Record, moment: int, query: int) -> None:
             x + w / 2 * np.array([-1, 1, 1, -1, -1]), y + h / 2 * np.array([-1, -1, 1, 1, -1]),
             color=colour, lw=1.2,
         )
-    show_axis(ax, xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
-    set_title(ax, f"its boxes in {len(record.images)} images")
+    show_axis(
+        ax, f"its boxes in {len(record.images)} images", xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[]
+    )
 
 # %% ../nbs/90_visualization.ipynb #93cd8b63
 def draw_training(
@@ -512,22 +489,21 @@ def draw_training(
     ):
         check_range(name, value, count)
     figure, (place, classes, everywhere, course) = panels((0.1, 2.3), (3.1, 4.4), (4.7, 6.9), (7.4, 9.1))
-    box = record.boxes[moment, image, query]
-    said = record.said()[moment, :, query]
-    count = len(record.images)
     height, width = record.images[image].shape[:2]
-    show_heat(record.attention[moment, image, query], record.images[image], ax=place)
-    set_title(place, f"query {query} at step {record.step[moment]}")
-    corners = np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2])
-    draw_box(place, corners * (width, height, width, height), "#56B4E9")
+    box = record.boxes[moment, image, query] * (width, height, width, height)
+    said = record.said()[moment, :, query]
+    show_heat(
+        record.attention[moment, image, query], record.images[image],
+        f"query {query} at step {record.step[moment]}", place,
+    )
+    draw_box(place, np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2]), "#56B4E9")
     class_bars(classes, record.probabilities[moment, image, query], record.config)
     show_all_boxes(everywhere, record, moment, query)
     distance = show_distance(course, record, moment, query)
     figure.set_label(
         f"At step {record.step[moment]}, query {query} says {class_name(said[image], record.config)} in "
-        f"image {image}, in a box around "
-        f"({box[0] * width:.0f}, {box[1] * height:.0f}). It says something in "
-        f"{(said < record.config.num_labels).sum()} of {count} images; "
+        f"image {image}, in a box around ({box[0]:.0f}, {box[1]:.0f}). It says something in "
+        f"{(said < record.config.num_labels).sum()} of {len(said)} images; "
         f"its boxes are {distance:.2f} from where they end."
     )
     return figure
