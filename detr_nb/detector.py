@@ -250,8 +250,9 @@ def transform(
     else:
         memory = encoder_outputs[0]
         states, attentions = (getattr(encoder_outputs, name, None) for name in ("hidden_states", "attentions"))
-    queries = model.query_position_embeddings.weight if queries is None else queries
-    queries = queries.expand(len(memory), -1, -1)
+    queries = (model.query_position_embeddings.weight if queries is None else queries).expand(
+        len(memory), -1, -1
+    )
     decoded = model.decoder(
         torch.zeros_like(queries) if decoder_inputs_embeds is None else decoder_inputs_embeds,
         queries, memory, tokens.positions, tokens.mask,
@@ -451,8 +452,10 @@ class DetrForObjectDetection(Pretrained):
         self.model = DetrModel(config)
         self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)
         self.bbox_predictor = MLPPredictionHead(config.d_model, config.d_model, 4, num_layers=3)
-        matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
-        self.criterion = DetrLoss(matcher, config.num_labels, config.eos_coefficient)
+        self.criterion = DetrLoss(
+            HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost),
+            config.num_labels, config.eos_coefficient,
+        )
 
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -495,11 +498,10 @@ class DetrForObjectDetection(Pretrained):
         """
         parts = (criterion or self.criterion)(predictions, labels, pairs)
         c = self.config
-        total = weighted_sum(
+        return weighted_sum(
             parts, c.bbox_loss_coefficient, c.giou_loss_coefficient, c.mask_loss_coefficient,
             c.dice_loss_coefficient,
-        )
-        return total, parts
+        ), parts
 
     def forward(
         self,

@@ -42,9 +42,7 @@ def attend(
     """
     if not need_weights: return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p), None
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    weights = scores.softmax(-1)
+    weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
     return dropout(weights, p) @ v, weights
 
 # %% ../nbs/12_transformer.ipynb #d49a6933
