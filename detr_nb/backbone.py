@@ -158,8 +158,10 @@ def create_backbone(
     import timm
     register_backbones()
     if not timm.is_model(name):
-        close = ", ".join(difflib.get_close_matches(name, timm.list_models(), 3))
-        raise ValueError(f"backbone={name!r}: timm has no such model; close: {close or 'none'}")
+        raise ValueError(
+            f"backbone={name!r}: timm has no such model; "
+            f"close: {', '.join(difflib.get_close_matches(name, timm.list_models(), 3)) or 'none'}"
+        )
     options: dict[str, Any] = ({"output_stride": 16} if dilation else {}) | kwargs
     create = lambda indices: timm.create_model(
         name, pretrained=pretrained, features_only=True, in_chans=in_chans,
@@ -343,8 +345,6 @@ class ConvEncoder(nn.Module):
         """
         if self.padding:
             self.padding.pixel_mask = pixel_mask
-        maps = self.model(pixel_values)
-        if self.channels_last:
-            maps = [f.permute(0, 3, 1, 2) for f in maps]
+        maps = [f.permute(0, 3, 1, 2) if self.channels_last else f for f in self.model(pixel_values)]
         at_size = valid_cell_mask if self.padding else resize_mask
         return [(f, at_size(pixel_mask, f.shape[-2:])) for f in maps]

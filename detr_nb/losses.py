@@ -334,8 +334,7 @@ def weighted_sum(
         Tensor: scalar
     """
     weights = {"loss_ce": 1, "loss_bbox": bbox, "loss_giou": giou, "loss_mask": mask, "loss_dice": dice}
-    # "loss_ce_0" is of the kind "loss_ce"
-    kinds = {name: "_".join(name.split("_")[:2]) for name in losses}
-    return torch.stack(
-        [weights[kind] * losses[name] for name, kind in kinds.items() if kind in weights]
-    ).sum()
+    return torch.stack([
+        weight * value for name, value in losses.items()
+        for kind, weight in weights.items() if name.startswith(kind)  # "loss_ce_0" is of the kind "loss_ce"
+    ]).sum()

@@ -57,8 +57,9 @@ def matching_cost(
     labels = class_labels[..., None, :].expand(*logits.shape[:-1], -1)
     probability = at_least_float32(logits).softmax(-1).gather(-1, labels)
     distance = torch.cdist(boxes, targets, p=1)
-    corners, true_corners = box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(targets)
-    giou = paired_giou(corners[..., :, None, :], true_corners[..., None, :, :])
+    giou = paired_giou(
+        box_cxcywh_to_xyxy(boxes)[..., :, None, :], box_cxcywh_to_xyxy(targets)[..., None, :, :]
+    )
     return bbox_cost * distance - class_cost * probability - giou_cost * giou
 
 # %% ../nbs/13_matcher.ipynb #be8bda41
@@ -77,8 +78,9 @@ def assign(
         list[tuple[Tensor, Tensor]]
     """
     from scipy.optimize import linear_sum_assignment
-    matrices = zip(cost.detach().cpu().numpy(), num_targets)
-    pairs = [linear_sum_assignment(matrix[:, :n]) for matrix, n in matrices]
+    pairs = [
+        linear_sum_assignment(matrix[:, :n]) for matrix, n in zip(cost.detach().cpu().numpy(), num_targets)
+    ]
     return [(torch.from_numpy(rows).long(), torch.from_numpy(columns).long()) for rows, columns in pairs]
 
 # %% ../nbs/13_matcher.ipynb #4d5426eb
