@@ -248,19 +248,20 @@ class PaddingMasker:
     """
     def __init__(self, network: nn.Module):
         self.pixel_mask: Any = None
-        leaves = [module for module in network.modules() if not list(module.children())]
         known = nn.Conv2d, FrozenBatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Identity
         other = {
             type(m).__name__ for name, m in network.named_modules()
             if name.endswith((".se", ".se_module"))  # they average over the whole map
-            or m in leaves and not isinstance(m, known) and type(m).__module__ != "torch.nn.modules.activation"
+            or not (
+                list(m.children()) or isinstance(m, known) or type(m).__module__ == "torch.nn.modules.activation"
+            )
         }
         if other:
             raise ValueError(
                 f"batch_invariant=True: the backbone has {sorted(other)}; want a plain ResNet, of "
                 "convolutions, frozen norms and pools"
             )
-        for module in leaves:
+        for module in network.modules():
             if getattr(module, "kernel_size", 1) in (1, (1, 1)): continue
             module.register_forward_pre_hook(self.hide)
             if type(module) is nn.AvgPool2d and not module.count_include_pad:

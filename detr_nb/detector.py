@@ -206,7 +206,7 @@ def tokens_from_embeds(
     """
     batch, count, _ = inputs_embeds.shape
     side = round(count**0.5)
-    mask = inputs_embeds.new_ones(batch, side, side) if pixel_mask is None else pixel_mask
+    mask = (inputs_embeds.new_ones(batch, side, side) if pixel_mask is None else pixel_mask).bool()
     if mask.shape[1:].numel() != count:
         if side * side != count:
             raise ValueError(
@@ -214,8 +214,8 @@ def tokens_from_embeds(
                 f"pass pixel_mask of shape (batch, h, w) with h·w = {count}"
             )
         mask = resize_mask(mask, (side, side))
-    positions = position_embedding(mask.bool()).flatten(2).mT
-    return Tokens(inputs_embeds, positions.to(inputs_embeds.dtype), mask.bool().flatten(1))
+    positions = position_embedding(mask).to(inputs_embeds.dtype)
+    return Tokens(inputs_embeds, positions.flatten(2).mT, mask.flatten(1))
 
 # %% ../nbs/15_detector.ipynb #10ca8f6d
 def transform(

@@ -129,8 +129,7 @@ def check_targets(
     for i, target in enumerate(targets):
         _check_form(target, f"labels[{i}]")
     counts = [len(t["class_labels"]) for t in targets]
-    labels = torch.cat([t["class_labels"] for t in targets])
-    boxes = torch.cat([t["boxes"] for t in targets])
+    labels, boxes = (torch.cat([t[key] for t in targets]) for key in ("class_labels", "boxes"))
     bad_label = (labels < 0) | (labels >= num_classes)
     bad_box = ~boxes.isfinite().all(-1) | (boxes[:, 2:] < 0).any(-1)
     for t in (bad_label | bad_box).nonzero()[:1, 0].tolist():
