@@ -20,15 +20,6 @@ from .mask_losses import mask_losses, stack_masks
 from .matcher import HungarianMatcher, PackedTargets, at_least_float32, pack_targets
 
 # %% ../nbs/14_losses.ipynb #4aa20864
-def rank_and_world() -> tuple[int, int]:
-    """The number of this process, and how many there are: 0 and 1 without others.
-
-    Returns:
-        tuple[int, int]
-    """
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
-
 def mean_over_processes(
     total: Tensor,  # a count or a sum of this process
 ) -> Tensor:        # its mean over all processes
@@ -41,11 +32,19 @@ def mean_over_processes(
     Returns:
         Tensor: its mean over all processes
     """
-    world = rank_and_world()[1]
-    if world == 1: return total
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return total
     total = total.clone()
     torch.distributed.all_reduce(total)
-    return total / world
+    return total / torch.distributed.get_world_size()
+
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process, and how many there are: 0 and 1 without others.
+
+    Returns:
+        tuple[int, int]
+    """
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
 
 def gather_objects(value) -> list:
     """The value of every process, in order of rank; a list of one without other processes.

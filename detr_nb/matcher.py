@@ -52,10 +52,10 @@ def matching_cost(
     Returns:
         Tensor: (…, N, T)
     """
-    boxes = at_least_float32(boxes)
+    logits, boxes = at_least_float32(logits), at_least_float32(boxes)
     targets = targets.to(boxes.dtype)
     labels = class_labels[..., None, :].expand(*logits.shape[:-1], -1)
-    probability = at_least_float32(logits).softmax(-1).gather(-1, labels)
+    probability = logits.softmax(-1).gather(-1, labels)
     distance = torch.cdist(boxes, targets, p=1)
     giou = paired_giou(
         box_cxcywh_to_xyxy(boxes)[..., :, None, :], box_cxcywh_to_xyxy(targets)[..., None, :, :]
