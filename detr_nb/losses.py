@@ -193,10 +193,9 @@ def matched_mask_losses(
             found = "no 'masks'" if mask is None else f"masks of shape {tuple(mask.shape)}"
             raise ValueError(f"labels[{i}]: {count} class_labels, {found}: want masks of shape ({count}, H, W)")
     masks = outputs.get("matched_masks")
-    if masks is None:
-        if outputs.get("pred_masks") is None:
-            raise ValueError(f"outputs have {sorted(outputs)}: want 'pred_masks' for the loss 'masks'")
-        masks = outputs["pred_masks"][pairs.image, pairs.query]
+    if masks is None and outputs.get("pred_masks") is None:
+        raise ValueError(f"outputs have {sorted(outputs)}: want 'pred_masks' for the loss 'masks'")
+    masks = outputs["pred_masks"][pairs.image, pairs.query] if masks is None else masks
     # where each image's masks begin in the stack
     first = torch.tensor([0, *targets.counts]).cumsum(0).to(pairs.image.device)
     truth = stack_masks(targets.masks).to(masks.device)[first[pairs.image] + pairs.target]
