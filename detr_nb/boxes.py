@@ -55,10 +55,9 @@ def masks_to_boxes(
         Tensor: (T, 4) float32 x0, y0, x1, y1 in pixels; zeros for an empty mask
     """
     if not masks.numel(): return torch.zeros(len(masks), 4)
-    columns = masks.any(1).int()
-    rows = masks.any(2).int()
-    first = [hit.argmax(1) for hit in (columns, rows)]
-    last = [hit.shape[1] - hit.flip(1).argmax(1) for hit in (columns, rows)]
+    sides = masks.any(1).int(), masks.any(2).int()           # which columns, which rows
+    first = [hit.argmax(1) for hit in sides]
+    last = [hit.shape[1] - hit.flip(1).argmax(1) for hit in sides]
     return torch.stack(first + last, 1).float() * masks.flatten(1).any(1)[:, None]
 
 # %% ../nbs/01_boxes.ipynb #144a90de

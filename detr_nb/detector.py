@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -33,15 +33,11 @@ class Output(dict):
     """Results by attribute, key or index. A field that is None is an attribute, but neither a key
     nor counted."""
     def __post_init__(self):
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        first, *rest = values.values()
+        first, *rest = vars(self).values()
         if isinstance(first, (Mapping, Iterator)) and all(value is None for value in rest):
             # as PyTorch's and Accelerate's tree functions build one
-            values = dict.fromkeys(values) | dict(first)
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-            if value is not None:
-                super().__setitem__(name, value)
+            vars(self).update(dict.fromkeys(vars(self)) | dict(first))
+        self.update((name, value) for name, value in vars(self).items() if value is not None)
 
     def __getitem__(self, key):
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
@@ -181,12 +177,12 @@ def image_tokens(
     Returns:
         tuple[list[tuple[Tensor, Tensor]], Tokens]
     """
-    if pixel_mask is None:
-        pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
+    pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool) if pixel_mask is None else pixel_mask
     features, positions = model.backbone(pixel_values, pixel_mask)
     last, mask = features[-1]
-    projected = model.input_projection(last)
-    return features, Tokens(projected.flatten(2).mT, positions.flatten(2).mT, mask.flatten(1))
+    return features, Tokens(
+        model.input_projection(last).flatten(2).mT, positions.flatten(2).mT, mask.flatten(1)
+    )
 
 # %% ../nbs/15_detector.ipynb #3b52902f
 def tokens_from_embeds(
@@ -210,17 +206,16 @@ def tokens_from_embeds(
     """
     batch, count, _ = inputs_embeds.shape
     side = round(count**0.5)
-    if pixel_mask is not None and pixel_mask[0].numel() == count:
-        mask = pixel_mask.bool()
-    elif side * side != count:
-        hint = f"pass pixel_mask of shape (batch, h, w) with h·w = {count}"
-        raise ValueError(f"inputs_embeds has {count} tokens, which is no square map: {hint}")
-    elif pixel_mask is not None:
-        mask = resize_mask(pixel_mask, (side, side))
-    else:
-        mask = inputs_embeds.new_ones(batch, side, side, dtype=torch.bool)
-    positions = position_embedding(mask).flatten(2).mT
-    return Tokens(inputs_embeds, positions.to(inputs_embeds.dtype), mask.flatten(1))
+    mask = (inputs_embeds.new_ones(batch, side, side) if pixel_mask is None else pixel_mask).bool()
+    if mask.shape[1:].numel() != count:
+        if side * side != count:
+            raise ValueError(
+                f"inputs_embeds has {count} tokens, which is no square map: "
+                f"pass pixel_mask of shape (batch, h, w) with h·w = {count}"
+            )
+        mask = resize_mask(mask, (side, side))
+    positions = position_embedding(mask).to(inputs_embeds.dtype)
+    return Tokens(inputs_embeds, positions.flatten(2).mT, mask.flatten(1))
 
 # %% ../nbs/15_detector.ipynb #10ca8f6d
 def transform(
@@ -250,21 +245,18 @@ def transform(
         DetrModelOutput
     """
     if encoder_outputs is None:
-        states, attentions = model.encoder(*tokens, need_weights=output_attentions)
+        states, attentions = map(tuple, model.encoder(*tokens, need_weights=output_attentions))
         memory = states[-1]
-        encoder_states = tuple(states)
-        encoder_attentions = tuple(attentions)
     else:
         memory = encoder_outputs[0]
-        encoder_states, encoder_attentions = (
-            getattr(encoder_outputs, name, None) for name in ("hidden_states", "attentions")
-        )
-    queries = model.query_position_embeddings.weight if queries is None else queries
-    queries = queries.expand(len(memory), -1, -1)
-    start = torch.zeros_like(queries) if decoder_inputs_embeds is None else decoder_inputs_embeds
-    query_mask = None if decoder_attention_mask is None else decoder_attention_mask.bool()
+        states, attentions = (getattr(encoder_outputs, name, None) for name in ("hidden_states", "attentions"))
+    queries = (model.query_position_embeddings.weight if queries is None else queries).expand(
+        len(memory), -1, -1
+    )
     decoded = model.decoder(
-        start, queries, memory, tokens.positions, tokens.mask, query_mask, output_attentions
+        torch.zeros_like(queries) if decoder_inputs_embeds is None else decoder_inputs_embeds,
+        queries, memory, tokens.positions, tokens.mask,
+        None if decoder_attention_mask is None else decoder_attention_mask.bool(), output_attentions,
     )
     return DetrModelOutput(
         last_hidden_state=decoded.last,
@@ -272,8 +264,8 @@ def transform(
         decoder_attentions=tuple(decoded.self_attentions) if output_attentions else None,
         cross_attentions=tuple(decoded.cross_attentions) if output_attentions else None,
         encoder_last_hidden_state=memory,
-        encoder_hidden_states=encoder_states if output_hidden_states else None,
-        encoder_attentions=encoder_attentions if output_attentions else None,
+        encoder_hidden_states=states if output_hidden_states else None,
+        encoder_attentions=attentions if output_attentions else None,
         intermediate_hidden_states=decoded.normed if model.config.auxiliary_loss else None,
     )
 
@@ -335,9 +327,8 @@ def predict_from(
     Returns:
         dict[str, Any]
     """
-    logits = model.class_labels_classifier(states)
-    boxes = model.bbox_predictor(states).sigmoid()
-    *auxiliary, last = ({"logits": x, "pred_boxes": y} for x, y in zip(logits, boxes))
+    layers = zip(model.class_labels_classifier(states), model.bbox_predictor(states).sigmoid())
+    *auxiliary, last = ({"logits": logits, "pred_boxes": boxes} for logits, boxes in layers)
     return last | ({"auxiliary_outputs": auxiliary} if auxiliary else {})
 
 # %% ../nbs/15_detector.ipynb #2444b037
@@ -425,12 +416,12 @@ class DetrModel(Pretrained):
         Raises:
             ValueError: unless either `pixel_values` or `inputs_embeds` is given.
         """
-        if pixel_values is not None and inputs_embeds is None:
-            tokens = image_tokens(self, pixel_values, pixel_mask)[1]
-        elif inputs_embeds is not None and pixel_values is None:
-            tokens = tokens_from_embeds(inputs_embeds, pixel_mask, self.backbone.position_embedding)
-        else:
+        if (pixel_values is None) == (inputs_embeds is None):
             raise ValueError("want either pixel_values or inputs_embeds")
+        tokens = (
+            image_tokens(self, pixel_values, pixel_mask)[1] if inputs_embeds is None
+            else tokens_from_embeds(inputs_embeds, pixel_mask, self.backbone.position_embedding)
+        )
         output = transform(
             self, tokens, decoder_attention_mask, encoder_outputs, decoder_inputs_embeds, output_attentions,
             output_hidden_states,
@@ -447,9 +438,7 @@ def hidden_fields(hidden: DetrModelOutput) -> dict[str, Any]:
     Returns:
         dict[str, Any]
     """
-    return {
-        f.name: getattr(hidden, f.name) for f in fields(hidden) if f.name != "intermediate_hidden_states"
-    }
+    return {name: value for name, value in vars(hidden).items() if name != "intermediate_hidden_states"}
 
 class DetrForObjectDetection(Pretrained):
     """DETR with its two heads: N queries → N classes and boxes (paper, section 3).
@@ -463,8 +452,10 @@ class DetrForObjectDetection(Pretrained):
         self.model = DetrModel(config)
         self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)
         self.bbox_predictor = MLPPredictionHead(config.d_model, config.d_model, 4, num_layers=3)
-        matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
-        self.criterion = DetrLoss(matcher, config.num_labels, config.eos_coefficient)
+        self.criterion = DetrLoss(
+            HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost),
+            config.num_labels, config.eos_coefficient,
+        )
 
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -507,11 +498,10 @@ class DetrForObjectDetection(Pretrained):
         """
         parts = (criterion or self.criterion)(predictions, labels, pairs)
         c = self.config
-        weights = (
-            c.bbox_loss_coefficient, c.giou_loss_coefficient, c.mask_loss_coefficient,
+        return weighted_sum(
+            parts, c.bbox_loss_coefficient, c.giou_loss_coefficient, c.mask_loss_coefficient,
             c.dice_loss_coefficient,
-        )
-        return weighted_sum(parts, *weights), parts
+        ), parts
 
     def forward(
         self,
@@ -549,12 +539,10 @@ class DetrForObjectDetection(Pretrained):
             pixel_values, pixel_mask, decoder_attention_mask, encoder_outputs, inputs_embeds,
             decoder_inputs_embeds, output_attentions, output_hidden_states,
         )
-        loss = parts = None
         predictions = predict_from(
             self, hidden.last_hidden_state[None] if labels is None else learned_states(hidden)
         )
-        if labels is not None:
-            loss, parts = self.loss(predictions, labels)
+        loss, parts = (None, None) if labels is None else self.loss(predictions, labels)
         output = DetrObjectDetectionOutput(
             loss=loss, loss_dict=parts, **predictions, **hidden_fields(hidden)
         )

@@ -50,13 +50,12 @@ class SinePositionEmbedding(nn.Module):
         """
         half = self.d_model // 2
         mask = mask.float()
-        y, x = mask.cumsum(1), mask.cumsum(2)                            # (B, H, W) 1, 2, 3 …
-        y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
-        x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
+        # rows, then columns: (B, H, W) each, 1, 2, 3 … over the number of real cells
+        places = [mask.cumsum(i) / (mask.sum(i, keepdim=True) + 1e-6) * 2 * math.pi for i in (1, 2)]
         pair = torch.arange(half, device=mask.device) // 2
         # (d/2,) each twice: once for sin, once for cos
         divisor = self.temperature ** (2 * pair / half)
-        waves = torch.stack([y, x], 1)[..., None] / divisor              # (B, 2, H, W, d/2)
+        waves = torch.stack(places, 1)[..., None] / divisor              # (B, 2, H, W, d/2)
         waves = torch.stack([waves[..., 0::2].sin(), waves[..., 1::2].cos()], -1).flatten(-2)
         return waves.permute(0, 1, 4, 2, 3).flatten(1, 2)                # y before x
 
@@ -78,10 +77,9 @@ class LearnedPositionEmbedding(nn.Module):
     ):
         super().__init__()
         if d_model % 2: raise ValueError(f"d_model={d_model}: want an even number (row and column)")
-        self.row_embeddings = nn.Embedding(rows, d_model // 2)
-        self.column_embeddings = nn.Embedding(rows, d_model // 2)
-        nn.init.uniform_(self.row_embeddings.weight)
-        nn.init.uniform_(self.column_embeddings.weight)
+        self.row_embeddings, self.column_embeddings = (nn.Embedding(rows, d_model // 2) for _ in range(2))
+        for embeddings in (self.row_embeddings, self.column_embeddings):
+            nn.init.uniform_(embeddings.weight)
 
     def forward(
         self,

@@ -79,7 +79,7 @@ BAD = [
     ({"class_labels": torch.tensor([0, 8]), "boxes": torch.rand(2, 4), "image_id": torch.tensor([42])}, r"labels\[1\] \(image_id \[42\]\): class_labels\[1\] = 8"),
     ({"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, float("nan"), 0.1, 0.1]])}, "want finite centre and size"),
     ({"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, -0.1, 0.1]])}, "size ≥ 0"),
-    ({"class_labels": torch.tensor([0]), "boxes": torch.rand(2, 4)}, r"1 class_labels, boxes of shape \(2, 4\)"),
+    ({"class_labels": torch.tensor([0]), "boxes": torch.rand(2, 4)}, r"class_labels of shape \(1,\), boxes of shape \(2, 4\): want \(T,\) and \(T, 4\)"),
     ({"labels": torch.tensor([0])}, r"labels\[1\] has the keys \['labels'\]"),
 ]
 
@@ -105,5 +105,5 @@ def test_too_many_targets():
 
 
 def test_unknown_loss():
-    with pytest.raises(ValueError, match=r"\['colour'\] unknown"):
+    with pytest.raises(ValueError, match=r"losses=\['labels', 'colour'\]: want some of 'labels', 'boxes'"):
         DetrLoss(HungarianMatcher(), 7, 0.1, ["labels", "colour"])
