@@ -66,8 +66,8 @@ def valid_ratio(
     Returns:
         Tensor: (B, 2) float32: height, width
     """
-    _, height, width = pixel_mask.shape
-    return torch.stack([pixel_mask[:, :, 0].sum(1) / height, pixel_mask[:, 0].sum(1) / width], 1)
+    edges = pixel_mask[:, :, 0], pixel_mask[:, 0]
+    return torch.stack([edge.sum(1) / edge.shape[1] for edge in edges], 1)
 
 def scale_boxes(
     boxes: Tensor,                   # (B, N, 4) centre and size in 0…1
@@ -260,9 +260,9 @@ def candidate_mask(
     Returns:
         Tensor: (C,) bool
     """
-    if min(scores.shape[1:]) < 2: return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    most = max_pool2d(scores, 2, 1)
-    least = -max_pool2d(-scores, 2, 1)
+    corners = [min(2, cells) for cells in scores.shape[1:]]
+    most = max_pool2d(scores, corners, 1)
+    least = -max_pool2d(-scores, corners, 1)
     return (most * (1 + 1e-6) >= least.amax(0)).flatten(1).any(1)  # the margin is for rounding
 
 # %% ../nbs/31_post_processing.ipynb #5a810568
@@ -286,8 +286,11 @@ def class_map(
         Tensor: (*size) int64
     """
     classes = candidate_mask(scores).nonzero()[:, 0]
-    parts = scores[classes].split(together)
-    which = running_max(enlarged for some in parts for enlarged in resize_masks(some, size, cells))[1]
+    which = running_max(
+        enlarged
+        for part in scores[classes].split(together)
+        for enlarged in resize_masks(part, size, cells)
+    )[1]
     return look_up(classes, which)
 
 # %% ../nbs/31_post_processing.ipynb #71687555
@@ -488,8 +491,9 @@ def assign_pixels(
     labels: Sequence[int],
     things: Mapping[int, bool],  # a class that is False here is stuff, whose masks become the first of them
     size: Sequence[int],
-) -> tuple[np.ndarray, list[int]]:
-    """Each pixel's likeliest mask at a size (nearest neighbour), and how many pixels each has.
+) -> tuple[np.ndarray, list[tuple[int, int]]]:  # (*size), and the label and area of each number in it
+    """Each pixel's likeliest mask at a size (nearest neighbour), among those that get more than 4
+    pixels.
 
     Args:
         masks (Tensor): (K, h, w) logits
@@ -499,13 +503,17 @@ def assign_pixels(
         size (Sequence[int])
 
     Returns:
-        tuple[np.ndarray, list[int]]
+        tuple[np.ndarray, list[tuple[int, int]]]: (*size), and the label and area of each number in
+            it
     """
     first = [k if things.get(label, True) else labels.index(label) for k, label in enumerate(labels)]
     ids = look_up(torch.tensor(first), masks.argmax(0)) if first else torch.zeros(masks.shape[1:])
     image = Image.fromarray(ids.int().cpu().numpy())
     ids = np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST), dtype=np.int64)
-    return ids, np.bincount(ids.ravel(), minlength=len(masks))[: len(masks)].tolist()
+    areas = np.bincount(ids.ravel(), minlength=len(masks)).tolist()
+    large = [k for k in range(len(masks)) if areas[k] > 4]
+    if len(large) < len(masks): return assign_pixels(masks[large], [labels[k] for k in large], {}, size)
+    return ids, list(zip(labels, areas))
 
 # %% ../nbs/31_post_processing.ipynb #03c5c29e
 def post_process_panoptic(
@@ -539,9 +547,8 @@ def post_process_panoptic(
     finals = sizes if target_sizes is None else integer_sizes(target_sizes, len(outputs.logits))
     height, width = map(max, zip(*sizes)) if pixel_mask is None else pixel_mask.shape[1:]
     real = [pad(torch.ones(h, w, dtype=torch.bool), (0, width - w, 0, height - h)) for h, w in sizes]
-    images = split_outputs(outputs, sizes, torch.stack(real), compat)
     result = []
-    for output, final in zip(images, finals):
+    for output, final in zip(split_outputs(outputs, sizes, torch.stack(real), compat), finals):
         keep, _, labels = output.kept(threshold)
         masks = resize_masks(output.masks[keep].float(), output.size, output.cells)
         labels = labels.tolist()
@@ -549,18 +556,13 @@ def post_process_panoptic(
             raise ValueError(
                 f"is_thing_map does not say what {unknown} are; it knows {len(things)} classes"
             )
-        ids, areas = assign_pixels(masks, labels, things, final)
-        while labels and min(areas) <= 4:
-            large = [i for i, area in enumerate(areas) if area > 4]
-            masks = masks[large]
-            labels = [labels[i] for i in large]
-            ids, areas = assign_pixels(masks, labels, {}, final)
+        ids, found = assign_pixels(masks, labels, things, final)
+        segments = [
+            {"id": i, "isthing": things[label], "category_id": label, "area": area}
+            for i, (label, area) in enumerate(found)
+        ]
         file = io.BytesIO()
         Image.fromarray(id_to_rgb(ids)).save(file, format="PNG")
-        segments = [
-            {"id": i, "isthing": things[c], "category_id": c, "area": a}
-            for i, (c, a) in enumerate(zip(labels, areas))
-        ]
         result.append({"png_string": file.getvalue(), "segments_info": segments})
     return result
 
@@ -599,14 +601,14 @@ def merge_as_transformers(
     fused = {}
     current = 0
     for k in visible:
-        label, fuse = labels[k], labels[k] in label_ids_to_fuse
-        current = fused.get(label, current + 1)
+        current = fused.get(labels[k], current + 1)
         ids[k] = current
+        fuse = labels[k] in label_ids_to_fuse
         segments.append(
-            {"id": current, "label_id": label, "was_fused": fuse, "score": round(scores[k].item(), 6)}
+            {"id": current, "label_id": labels[k], "was_fused": fuse, "score": round(scores[k].item(), 6)}
         )
         if fuse:
-            fused[label] = current
+            fused[labels[k]] = current
     return look_up(ids, owner), segments
 
 def rle_as_transformers(segmentation: Tensor) -> list[list[int]]:

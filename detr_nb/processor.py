@@ -5,7 +5,6 @@
 # %% ../nbs/32_processor.ipynb #664728e2
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import pad
 
 from . import post_processing
 from .boxes import box_xyxy_to_cxcywh
@@ -96,7 +94,7 @@ def pad_images(
         ValueError: where `size` is too small.
     """
     height, width = size or (max(i.shape[1] for i in images), max(i.shape[2] for i in images))
-    dtype = functools.reduce(torch.promote_types, (image.dtype for image in images))
+    dtype = torch.stack([image.new_zeros(()) for image in images]).dtype  # one that holds all
     pixel_values = torch.zeros(len(images), 3, height, width, dtype=dtype, device=images[0].device)
     pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64)
     for i, image in enumerate(images):
@@ -147,8 +145,10 @@ class BatchFeature(dict):
         Returns:
             BatchFeature
         """
-        whole = not isinstance(device, torch.dtype)  # numbers change too
-        return BatchFeature(map_tensors(lambda x: x.to(device) if whole or x.is_floating_point() else x, self))
+        return BatchFeature(map_tensors(
+            lambda x: x.to(device) if x.is_floating_point() or not isinstance(device, torch.dtype) else x,
+            self,
+        ))
 
 # %% ../nbs/32_processor.ipynb #cc3c6371
 def read_annotations(
@@ -178,24 +178,27 @@ def read_annotations(
     """
     if format == "coco_panoptic" and masks_path is None:
         raise ValueError("masks_path=None: want the folder of the panoptic PNGs")
-    targets = []
-    lost = []  # an image's id for each box
-    for i, (image, annotation) in enumerate(zip(images, annotations)):
+    for i, annotation in enumerate(annotations):
         if not isinstance(annotation, dict) or not set(FORMATS[format]) <= set(annotation):
             found = sorted(annotation) if isinstance(annotation, dict) else type(annotation).__name__
             raise ValueError(
                 f"annotations[{i}] has {found}: want a dict with {' and '.join(map(repr, FORMATS[format]))} ({format})"
             )
-        height, width = to_rgb_tensor(image, channels_first).shape[-2:]
-        if format == "coco_panoptic":
-            targets.append(panoptic_target(annotation, masks_path, height, width, masks is not False))
-        else:
-            targets.append(detection_target(annotation, height, width, bool(masks)))
-            objects = sum(not a.get("iscrowd", 0) for a in annotation["annotations"])
-            lost += [annotation["image_id"]] * (objects - len(targets[-1]["boxes"]))
-    if lost:
+    sizes = [to_rgb_tensor(image, channels_first).shape[-2:] for image in images]
+    if format == "coco_panoptic":
+        return [
+            panoptic_target(annotation, masks_path, height, width, masks is not False)
+            for annotation, (height, width) in zip(annotations, sizes)
+        ]
+    targets = [detection_target(a, h, w, bool(masks)) for a, (h, w) in zip(annotations, sizes)]
+    lost = [
+        sum(not a.get("iscrowd", 0) for a in annotation["annotations"]) - len(target["boxes"])
+        for annotation, target in zip(annotations, targets)
+    ]
+    if any(lost):
+        first = next(annotation["image_id"] for annotation, count in zip(annotations, lost) if count)
         warnings.warn(
-            f"boxes without area inside their image are left out: {len(lost)}, the first in image {lost[0]}",
+            f"boxes without area inside their image are left out: {sum(lost)}, the first in image {first}",
             stacklevel=3,
         )
     return targets
@@ -326,8 +329,7 @@ class DetrImageProcessor:
     ):
         self.format = str(getattr(format, "value", format))
         self.box_frame, self.resample = box_frame, resample
-        choices = {"format": FORMATS, "box_frame": ("image", "canvas"), "resample": (2,)}
-        for name, allowed in choices.items():
+        for name, allowed in (("format", FORMATS), ("box_frame", ("image", "canvas")), ("resample", (2,))):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name}={value!r}: want {' or '.join(map(repr, allowed))}")
         if pad_size is not None and (set(pad_size) != {"height", "width"} or min(pad_size.values()) < 1):
@@ -357,9 +359,9 @@ class DetrImageProcessor:
         values |= {
             "image_mean": list(self.image_mean), "image_std": list(self.image_std),
             "pad_size": self.pad_size and dict(zip(("height", "width"), self.pad_size)),
+            "image_processor_type": "DetrImageProcessor",
         }
-        given = {name: value for name, value in values.items() if value is not None}
-        return self.extra | given | {"image_processor_type": "DetrImageProcessor"}
+        return self.extra | {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_dict(
@@ -377,10 +379,10 @@ class DetrImageProcessor:
             Self
         """
         values = {
-            k: v for k, v in values.items() if k not in ("image_processor_type", "feature_extractor_type")
+            "do_pad" if k == "pad_and_return_pixel_mask" else k: v  # its older name
+            for k, v in values.items()
+            if k not in ("image_processor_type", "feature_extractor_type")
         }
-        if "pad_and_return_pixel_mask" in values:
-            values["do_pad"] = values.pop("pad_and_return_pixel_mask")  # its older name
         names = setting_names(cls)
         settings = {k: v for k, v in values.items() if k in names}
         processor = cls(**settings | {k: v for k, v in changes.items() if v is not None})
@@ -481,7 +483,9 @@ class DetrImageProcessor:
         batch["labels"] = []
         for (_, h, w), target in zip((image.shape for image in images), targets):
             spare = (0, width - w, 0, height - h)
-            padded = {"masks": pad(target["masks"], spare)} if "masks" in target else {}
+            padded = (
+                {"masks": torch.nn.functional.pad(target["masks"], spare)} if "masks" in target else {}
+            )
             if self.box_frame == "canvas":
                 part = torch.tensor([w / width, h / height] * 2) if self.do_convert_annotations else 1
                 padded |= {"boxes": target["boxes"] * part, "size": torch.tensor([height, width])}

@@ -74,23 +74,25 @@ def resized_size(
     Raises:
         ValueError: for other keys.
     """
-    if "shortest_edge" in size:
-        small, large = sorted((height, width))
-        shortest = float(size["shortest_edge"])
-        limit = size.get("longest_edge")
-        if limit is not None and large / small * shortest > limit:
-            shortest = limit * small / large
-        if round(shortest) == small: return height, width
-        edges = max(1, round(shortest)), max(1, int(shortest * large / small))
-        return edges if height <= width else edges[::-1]
-    if "max_height" in size:
-        scale = min(size["max_height"] / height, size["max_width"] / width)
-        return max(1, int(height * scale)), max(1, int(width * scale))
-    if {"height", "width"} <= set(size): return size["height"], size["width"]
-    raise ValueError(
-        f"size has the keys {sorted(size)}: want shortest_edge (and longest_edge), max_height and "
-        "max_width, or height and width"
-    )
+    match size:
+        case {"shortest_edge": shortest}:
+            small, large = sorted((height, width))
+            limit = size.get("longest_edge")
+            if limit is not None and large / small * shortest > limit:
+                shortest = limit * small / large
+            if round(shortest) == small: return height, width
+            short, long = max(1, round(shortest)), max(1, int(shortest * large / small))
+            return (short, long) if height <= width else (long, short)
+        case {"max_height": max_height, "max_width": max_width}:
+            scale = min(max_height / height, max_width / width)
+            return max(1, int(height * scale)), max(1, int(width * scale))
+        case {"height": new_height, "width": new_width}:
+            return new_height, new_width
+        case _:
+            raise ValueError(
+                f"size has the keys {sorted(size)}: want shortest_edge (and longest_edge), max_height and "
+                "max_width, or height and width"
+            )
 
 # %% ../nbs/30_transforms.ipynb #45e1bfdd
 def resize_binary(
