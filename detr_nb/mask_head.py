@@ -208,11 +208,10 @@ def draw_masks(
     height, width = levels[-1][0].shape[-2:]
     result = []
     for i, wanted in enumerate(queries):
-        image = [
-            crop_padding(level[i], real[i]) if model.config.batch_invariant else (level[i], real[i])
-            for level, real in levels
-        ]
-        (projected, real), (remembered, _), *pyramid = image
+        (projected, real), (remembered, _), *pyramid = (
+            crop_padding(level[i], mask[i]) if model.config.batch_invariant else (level[i], mask[i])
+            for level, mask in levels
+        )
         if len(wanted):
             maps = model.bbox_attention(wanted, remembered, real)
             masks = model.mask_head(projected, maps, [level for level, _ in pyramid])
