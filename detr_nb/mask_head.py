@@ -68,20 +68,8 @@ class MaskAttention(nn.Module):
         q = self.q_linear(queries).unflatten(-1, split).transpose(0, 1)            # (heads, N, d/heads)
         k = self.k_linear(memory.flatten(1).T).unflatten(-1, split).transpose(0, 1) # (heads, h·w, d/heads)
         scores = (q * q.shape[-1] ** -0.5) @ k.mT                                  # (heads, N, h·w)
-        scores = scores.masked_fill(~mask.flatten(), -torch.inf).transpose(0, 1)
-        return scores.flatten(1).softmax(-1).unflatten(1, (self.num_heads, *mask.shape))
-
-# %% ../nbs/21_mask_head.ipynb #a11602e0
-def channels_last(x: Tensor) -> Tensor:
-    """The same numbers, stored channels last.
-
-    Args:
-        x (Tensor)
-
-    Returns:
-        Tensor
-    """
-    return x.contiguous(memory_format=torch.channels_last)
+        real = scores.masked_fill(~mask.flatten(), -torch.inf).transpose(0, 1)
+        return real.flatten(1).softmax(-1).unflatten(1, (self.num_heads, *mask.shape))
 
 # %% ../nbs/21_mask_head.ipynb #0e07b19a
 class MaskHead(nn.Module):
@@ -105,13 +93,11 @@ class MaskHead(nn.Module):
         activation: str = "relu",
     ):
         super().__init__()
-        width = d_model + num_heads
-        widths = [width, width, d_model // 2, d_model // 4, d_model // 8, d_model // 16]
-        odd = [w for w in widths if w < 1 or w % min(8, w)]
-        if odd:
-            given = f"d_model={d_model} with {num_heads} heads"
+        widths = [d_model + num_heads] * 2 + [d_model // n for n in (2, 4, 8, 16)]
+        if odd := [w for w in widths if w < 1 or w % min(8, w)]:
             raise ValueError(
-                f"{given} gives the mask head a width of {odd[0]}: want multiples of 8, its groups"
+                f"d_model={d_model} with {num_heads} heads gives the mask head a width of {odd[0]}: "
+                "want multiples of 8, its groups"
             )
         for i, (a, b) in enumerate(zip(widths, widths[1:]), start=1):
             self.add_module(f"lay{i}", nn.Conv2d(a, b, 3, padding=1))
@@ -142,7 +128,7 @@ class MaskHead(nn.Module):
         """
         parts: Any = self  # its layers were added by name
         shared, own = parts.lay1.weight.split([len(features), maps.shape[1]], dim=1)
-        x = conv2d(channels_last(maps), own, padding=1) + conv2d(
+        x = conv2d(maps.contiguous(memory_format=torch.channels_last), own, padding=1) + conv2d(
             features[None], shared, parts.lay1.bias, padding=1
         )
         x = self.activation(parts.gn1(x))
@@ -152,7 +138,7 @@ class MaskHead(nn.Module):
                 self.get_submodule(name) for name in (f"adapter{i}", f"lay{i + 2}", f"gn{i + 2}")
             )
             x = adapter(level[None]) + interpolate(x, level.shape[-2:], mode="nearest")
-            x = self.activation(norm(layer(channels_last(x))))
+            x = self.activation(norm(layer(x.contiguous(memory_format=torch.channels_last))))
         return self.out_lay(x)[:, 0]
 
 # %% ../nbs/21_mask_head.ipynb #c3a38608
@@ -222,10 +208,10 @@ def draw_masks(
     height, width = levels[-1][0].shape[-2:]
     result = []
     for i, wanted in enumerate(queries):
-        image = [(level[i], real[i]) for level, real in levels]
-        if model.config.batch_invariant:
-            image = [crop_padding(*level) for level in image]
-        (projected, real), (remembered, _), *pyramid = image
+        (projected, real), (remembered, _), *pyramid = (
+            crop_padding(level[i], mask[i]) if model.config.batch_invariant else (level[i], mask[i])
+            for level, mask in levels
+        )
         if len(wanted):
             maps = model.bbox_attention(wanted, remembered, real)
             masks = model.mask_head(projected, maps, [level for level, _ in pyramid])
@@ -286,8 +272,10 @@ class DetrForSegmentation(Pretrained):
         self.detr = DetrForObjectDetection(config)
         channels = self.detr.model.backbone.conv_encoder.channels
         if len(channels) < 4:
-            found = f"backbone={config.backbone!r} has {len(channels)} feature maps"
-            raise ValueError(f"{found}: want 4, the last and three for the pyramid")
+            raise ValueError(
+                f"backbone={config.backbone!r} has {len(channels)} feature maps: "
+                "want 4, the last and three for the pyramid"
+            )
         heads = config.encoder_attention_heads
         self.mask_head = MaskHead(config.d_model, heads, channels[-2:-5:-1], config.activation_function)
         self.bbox_attention = MaskAttention(config.d_model, heads)
@@ -315,8 +303,7 @@ class DetrForSegmentation(Pretrained):
         """Train the mask head alone: the detector stays as it is in parameters, and in mode too (no
         dropout)."""
         self.detector_is_frozen = True
-        self.detr.requires_grad_(False)
-        self.train(self.training)
+        self.detr.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a frozen detector stays in evaluation mode.
@@ -328,8 +315,7 @@ class DetrForSegmentation(Pretrained):
             Self
         """
         super().train(mode)
-        if self.detector_is_frozen:
-            self.detr.eval()
+        self.detr.train(mode and not self.detector_is_frozen)
         return self
 
     def training_loss(
@@ -434,12 +420,10 @@ class DetrForSegmentation(Pretrained):
             output_attentions, output_hidden_states,
         )
         states = hidden.last_hidden_state
-        masks = torch.stack(draw_masks(self, features, tokens, hidden.encoder_last_hidden_state, states))
+        masks = draw_masks(self, features, tokens, hidden.encoder_last_hidden_state, states)
         predictions = predict_from(self.detr, states[None] if labels is None else learned_states(hidden))
-        predictions["pred_masks"] = masks
-        loss = parts = None
-        if labels is not None:
-            loss, parts = self.detr.loss(predictions, labels, self.criterion)
+        predictions["pred_masks"] = torch.stack(masks)
+        loss, parts = (None, None) if labels is None else self.detr.loss(predictions, labels, self.criterion)
         output = DetrSegmentationOutput(loss=loss, loss_dict=parts, **predictions, **hidden_fields(hidden))
         return output.to_tuple() if return_dict is False else output
 
@@ -453,5 +437,4 @@ def scale_attention_weights(model: DetrForSegmentation, factor: float = 256) -> 
         model (DetrForSegmentation)
         factor (float): Defaults to 256.
     """
-    first: Any = model.mask_head.lay1
-    first.weight[:, model.config.d_model :] *= factor
+    model.mask_head.get_parameter("lay1.weight")[:, model.config.d_model :] *= factor

@@ -91,18 +91,12 @@ def merge_masks(
         int(torch.ge(mask, mask_threshold, out=covers).sum(1).double().sum()) for mask in probabilities
     ]
     ids = torch.zeros(count + 1, dtype=torch.int32)
-    segments = []
-    fused = {}
+    segments = {}  # one for each class that is fused, and for each query of another
     for k, (label, score) in enumerate(zip(labels, scores.tolist())):
         if not areas[k] or areas[k] / wholes[k] <= overlap_mask_area_threshold: continue
         fuse = label in label_ids_to_fuse
-        segment = fused.get(label) or {
-            "id": len(segments) + 1, "label_id": label, "was_fused": fuse, "score": 0.0,
-        }
-        if segment["id"] > len(segments):
-            segments.append(segment)
-        if fuse:
-            fused[label] = segment
+        new = {"id": len(segments) + 1, "label_id": label, "was_fused": fuse, "score": 0.0}
+        segment = segments.setdefault((label, None if fuse else k), new)
         segment["score"] = max(segment["score"], round(score, 6))
         ids[k] = segment["id"]
-    return look_up(ids, owner), segments
+    return look_up(ids, owner), list(segments.values())

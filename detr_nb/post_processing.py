@@ -18,12 +18,12 @@ from torch.nn.functional import interpolate, max_pool2d, pad
 
 from .backbone import halving_stride
 from .boxes import box_cxcywh_to_xyxy
-from .data import id_to_rgb, rgb_to_id
+from .data import id_to_rgb
 from .panoptic import look_up, merge_masks, running_max
 
 # %% auto #0
 __all__ = [
-    "post_process_object_detection", "post_process_semantic_segmentation", "check_compat",
+    "post_process_object_detection", "post_process_semantic_segmentation",
     "post_process_panoptic_segmentation", "to_rle", "post_process_instance_segmentation",
     "post_process_segmentation", "post_process_instance", "post_process_panoptic"
 ]
@@ -45,20 +45,14 @@ def check_sizes(
     Raises:
         ValueError: unless there is one pair an image.
     """
+    rows = target_sizes.tolist() if isinstance(target_sizes, Tensor) else target_sizes
     try:
-        sizes = torch.as_tensor(
-            target_sizes if isinstance(target_sizes, Tensor) else [tuple(s) for s in target_sizes]
-        )
+        pairs = [(height, width) for _, (height, width) in zip(range(batch), rows, strict=True)]
+        return torch.tensor(pairs, dtype=torch.float32).view(batch, 2)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"target_sizes={target_sizes}: want (height, width) of each of {batch} images"
         ) from error
-    if sizes.shape != (batch, 2):
-        raise ValueError(
-            f"target_sizes has shape {tuple(sizes.shape)} for {batch} predictions: want ({batch}, 2), "
-            "(height, width) of each image"
-        )
-    return sizes.float()
 
 # %% ../nbs/31_post_processing.ipynb #09b66f33
 def valid_ratio(
@@ -72,9 +66,8 @@ def valid_ratio(
     Returns:
         Tensor: (B, 2) float32: height, width
     """
-    height = pixel_mask[:, :, 0].sum(1)
-    width = pixel_mask[:, 0].sum(1)
-    return torch.stack([height / pixel_mask.shape[1], width / pixel_mask.shape[2]], 1)
+    edges = pixel_mask[:, :, 0], pixel_mask[:, 0]
+    return torch.stack([edge.sum(1) / edge.shape[1] for edge in edges], 1)
 
 def scale_boxes(
     boxes: Tensor,                   # (B, N, 4) centre and size in 0…1
@@ -91,14 +84,11 @@ def scale_boxes(
     Returns:
         Tensor: (B, N, 4) corners
     """
-    corners = box_cxcywh_to_xyxy(boxes)
-    scale = torch.ones(len(boxes), 2)
-    if target_sizes is not None:
-        scale = check_sizes(target_sizes, len(boxes))
-    scale = scale.to(corners.device)
+    sizes = [(1, 1)] * len(boxes) if target_sizes is None else target_sizes
+    scale = check_sizes(sizes, len(boxes)).to(boxes.device)
     if pixel_mask is not None:
         scale = scale / valid_ratio(pixel_mask).to(scale)
-    return corners * scale[:, [1, 0, 1, 0]][:, None]
+    return box_cxcywh_to_xyxy(boxes) * scale[:, [1, 0, 1, 0]][:, None]
 
 # %% ../nbs/31_post_processing.ipynb #aa350494
 def post_process_object_detection(
@@ -140,14 +130,14 @@ def valid_cells(
     Returns:
         tuple[float, float]: rows, columns
     """
-    def part(pixels: int, canvas: int, cells: int) -> float:
-        if not pixels:
-            raise ValueError("pixel_mask is 0 everywhere in an image: want 1 where the image is real")
-        stride = halving_stride(canvas, cells)
-        return pixels / stride if -(-canvas // stride) == cells else pixels * cells / canvas
-    rows = pixel_mask[:, 0].bool().sum()
-    columns = pixel_mask[0].bool().sum()
-    return part(int(rows), pixel_mask.shape[0], size[0]), part(int(columns), pixel_mask.shape[1], size[1])
+    real = int(pixel_mask[:, 0].count_nonzero()), int(pixel_mask[0].count_nonzero())
+    if 0 in real: raise ValueError("pixel_mask is 0 everywhere in an image: want 1 where the image is real")
+    strides = map(halving_stride, pixel_mask.shape, size)
+    rows, columns = (
+        pixels / stride if -(-canvas // stride) == cells else pixels * cells / canvas
+        for pixels, canvas, cells, stride in zip(real, pixel_mask.shape, size, strides)
+    )
+    return rows, columns
 
 # %% ../nbs/31_post_processing.ipynb #a3a0b708
 def resize_masks(
@@ -166,18 +156,16 @@ def resize_masks(
     Returns:
         Tensor: (K, *size)
     """
-    if cells is not None and cells != tuple(map(float, masks.shape[-2:])):
-        masks = masks[:, : math.ceil(cells[0]), : math.ceil(cells[1])]
-        if size is not None and len(masks):
-            masks = pad(masks[None], (0, 1, 0, 1), mode="replicate")  # room for the rounding of the size
-            scale = size[0] / cells[0], size[1] / cells[1]
-            return interpolate(
-                masks, scale_factor=scale, mode="bilinear", align_corners=False,
-                recompute_scale_factor=False,
-            )[0, :, : size[0], : size[1]]
-    if size is None: return masks
-    if not len(masks): return masks.new_zeros(0, *size)
-    return interpolate(masks[None], size, mode="bilinear", align_corners=False)[0]
+    rows, columns = cells or masks.shape[-2:]
+    part = masks[:, None, : math.ceil(rows), : math.ceil(columns)]
+    if size is None: return part[:, 0]
+    if (rows, columns) == masks.shape[-2:]:
+        return interpolate(part, size, mode="bilinear", align_corners=False)[:, 0]
+    part = pad(part, (0, 1, 0, 1), mode="replicate")  # room for the rounding of the size
+    return interpolate(
+        part, scale_factor=(size[0] / rows, size[1] / columns), mode="bilinear", align_corners=False,
+        recompute_scale_factor=False,
+    )[:, 0, : size[0], : size[1]]
 
 # %% ../nbs/31_post_processing.ipynb #e0b29fa6
 def integer_sizes(
@@ -231,6 +219,7 @@ def split_outputs(
     outputs,                           # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     target_sizes=None,                 # (B, 2) height, width; None: the masks' own
     pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: everywhere
+    compat: str | None = None,         # "transformers": the padding stays
 ) -> list[ImageOutput]:
     """A batch, image by image.
 
@@ -238,24 +227,23 @@ def split_outputs(
         outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
         target_sizes: (B, 2) height, width; None: the masks' own
         pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: everywhere
+        compat (str | None): "transformers": the padding stays
 
     Returns:
         list[ImageOutput]
+
+    Raises:
+        ValueError: for another `compat`.
     """
-    logits = outputs.logits.detach()
-    masks = outputs.pred_masks.detach()
-    if len(logits) != len(masks):
-        raise ValueError(f"{len(logits)} logits, {len(masks)} pred_masks: want as many")
-    if pixel_mask is not None and len(pixel_mask) != len(masks):
-        raise ValueError(
-            f"pixel_mask has {len(pixel_mask)} images, the outputs have {len(masks)}: want as many"
-        )
+    if compat not in (None, "transformers"):
+        raise ValueError(f"compat={compat!r}: want None or 'transformers'")
+    logits, masks = outputs.logits.detach(), outputs.pred_masks.detach()
+    real = [None] * len(masks) if pixel_mask is None or compat else pixel_mask
+    if not len(logits) == len(masks) == len(real):
+        counts = f"{len(logits)} logits, {len(masks)} pred_masks"
+        raise ValueError(f"{counts} and a pixel_mask of {len(real)} images: want as many")
     sizes = [None] * len(masks) if target_sizes is None else integer_sizes(target_sizes, len(masks))
-    cells = (
-        [None] * len(masks)
-        if pixel_mask is None
-        else [valid_cells(mask, masks.shape[-2:]) for mask in pixel_mask]
-    )
+    cells = [None if part is None else valid_cells(part, masks.shape[-2:]) for part in real]
     return [ImageOutput(*one) for one in zip(logits, masks, sizes, cells)]
 
 # %% ../nbs/31_post_processing.ipynb #8306f7f0
@@ -272,9 +260,9 @@ def candidate_mask(
     Returns:
         Tensor: (C,) bool
     """
-    if min(scores.shape[1:]) < 2: return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    most = max_pool2d(scores, 2, 1)
-    least = -max_pool2d(-scores, 2, 1)
+    corners = [min(2, cells) for cells in scores.shape[1:]]
+    most = max_pool2d(scores, corners, 1)
+    least = -max_pool2d(-scores, corners, 1)
     return (most * (1 + 1e-6) >= least.amax(0)).flatten(1).any(1)  # the margin is for rounding
 
 # %% ../nbs/31_post_processing.ipynb #5a810568
@@ -298,8 +286,11 @@ def class_map(
         Tensor: (*size) int64
     """
     classes = candidate_mask(scores).nonzero()[:, 0]
-    parts = scores[classes].split(together)
-    which = running_max(enlarged for some in parts for enlarged in resize_masks(some, size, cells))[1]
+    which = running_max(
+        enlarged
+        for part in scores[classes].split(together)
+        for enlarged in resize_masks(part, size, cells)
+    )[1]
     return look_up(classes, which)
 
 # %% ../nbs/31_post_processing.ipynb #71687555
@@ -319,29 +310,15 @@ def post_process_semantic_segmentation(
     Returns:
         list[Tensor]: (H, W) int64 each
     """
-    result = []
-    for logits, masks, size, cells in split_outputs(outputs, target_sizes, pixel_mask):
-        scores = torch.einsum("qc,qhw->chw", logits.float().softmax(-1)[:, :-1], masks.float().sigmoid())
-        result.append(class_map(scores, size, cells))
-    return result
+    return [
+        class_map(
+            torch.einsum("qc,qhw->chw", logits.float().softmax(-1)[:, :-1], masks.float().sigmoid()),
+            size, cells,
+        )
+        for logits, masks, size, cells in split_outputs(outputs, target_sizes, pixel_mask)
+    ]
 
 # %% ../nbs/31_post_processing.ipynb #6da25b50
-def check_compat(compat: str | None) -> bool:
-    """Whether transformers' own result is wanted.
-
-    Args:
-        compat (str | None)
-
-    Returns:
-        bool
-
-    Raises:
-        ValueError: for another word.
-    """
-    if compat not in (None, "transformers"):
-        raise ValueError(f"compat={compat!r}: want None or 'transformers'")
-    return compat == "transformers"
-
 def post_process_panoptic_segmentation(
     outputs,                                   # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     threshold: float = 0.5,                    # only scores strictly above are kept
@@ -371,15 +348,14 @@ def post_process_panoptic_segmentation(
     Returns:
         list[dict]
     """
-    as_theirs = check_compat(compat)
-    merge = merge_as_transformers if as_theirs else merge_masks
-    thresholds = mask_threshold, overlap_mask_area_threshold
+    merge = merge_as_transformers if compat else merge_masks
     result = []
-    for output in split_outputs(outputs, target_sizes, None if as_theirs else pixel_mask):
+    for output in split_outputs(outputs, target_sizes, pixel_mask, compat):
         keep, scores, labels = output.kept(threshold)
         masks = resize_masks(output.masks[keep].float().sigmoid(), output.size, output.cells)
         segmentation, segments = merge(
-            masks, scores, labels.tolist(), *thresholds, set(label_ids_to_fuse or ())
+            masks, scores, labels.tolist(), mask_threshold, overlap_mask_area_threshold,
+            set(label_ids_to_fuse or ()),
         )
         result.append({"segmentation": segmentation, "segments_info": segments})
     return result
@@ -431,13 +407,12 @@ def post_process_instance_segmentation(
         outputs, threshold, mask_threshold, overlap_mask_area_threshold, None, target_sizes, pixel_mask,
         compat,
     )
-    if not return_coco_annotation: return result
-    for found in result:
-        ids = torch.tensor(
-            [s["id"] for s in found["segments_info"]], dtype=torch.int32,
-            device=found["segmentation"].device,
-        )
+    for found in result if return_coco_annotation else ():
         if not compat:
+            ids = torch.tensor(
+                [s["id"] for s in found["segments_info"]], dtype=torch.int32,
+                device=found["segmentation"].device,
+            )
             found["segmentation"] = to_rle(found["segmentation"] == ids[:, None, None])
         elif found["segmentation"].dtype == torch.int32:
             found["segmentation"] = rle_as_transformers(found["segmentation"])
@@ -467,10 +442,10 @@ def post_process_segmentation(
     result = []
     for output in split_outputs(outputs, target_sizes, pixel_mask):
         keep, scores, labels = output.kept(threshold)
-        masks = (
-            resize_masks(output.masks[keep].float(), output.size, output.cells).sigmoid() > mask_threshold
+        probabilities = resize_masks(output.masks[keep].float(), output.size, output.cells).sigmoid()
+        result.append(
+            {"scores": scores, "labels": labels, "masks": (probabilities > mask_threshold).long()}
         )
-        result.append({"scores": scores, "labels": labels, "masks": masks.long()})
     return result
 
 # %% ../nbs/31_post_processing.ipynb #c88cf1ef
@@ -500,10 +475,9 @@ def post_process_instance(
     masks = outputs.pred_masks.detach().float()
     if len(results) != len(masks):
         raise ValueError(f"{len(results)} results for {len(masks)} images: want one for each")
-    sizes, originals = (
-        integer_sizes(max_target_sizes, len(masks)), integer_sizes(orig_target_sizes, len(masks)),
-    )
-    canvas = [max(edge) for edge in zip(*sizes)] if pixel_mask is None else list(pixel_mask.shape[1:])
+    sizes = integer_sizes(max_target_sizes, len(masks))
+    originals = integer_sizes(orig_target_sizes, len(masks))
+    canvas = list(map(max, zip(*sizes)) if pixel_mask is None else pixel_mask.shape[1:])
     masks = interpolate(masks, canvas, mode="bilinear", align_corners=False).sigmoid() > threshold
     for found, mask, (height, width), original in zip(results, masks, sizes, originals):
         found["masks"] = interpolate(
@@ -517,8 +491,9 @@ def assign_pixels(
     labels: Sequence[int],
     things: Mapping[int, bool],  # a class that is False here is stuff, whose masks become the first of them
     size: Sequence[int],
-) -> tuple[np.ndarray, list[int]]:
-    """Each pixel's likeliest mask at a size (nearest neighbour), and how many pixels each has.
+) -> tuple[np.ndarray, list[tuple[int, int]]]:  # (*size), and the label and area of each number in it
+    """Each pixel's likeliest mask at a size (nearest neighbour), among those that get more than 4
+    pixels.
 
     Args:
         masks (Tensor): (K, h, w) logits
@@ -528,18 +503,17 @@ def assign_pixels(
         size (Sequence[int])
 
     Returns:
-        tuple[np.ndarray, list[int]]
+        tuple[np.ndarray, list[tuple[int, int]]]: (*size), and the label and area of each number in
+            it
     """
-    ids = masks.argmax(0) if len(masks) else torch.zeros(masks.shape[1:], dtype=torch.int64)
-    first: dict[int, int] = {}
-    for k, label in enumerate(labels):
-        if not things.get(label, True):
-            ids = ids.masked_fill(ids == k, first.setdefault(label, k))
-    image = Image.fromarray(id_to_rgb(ids.cpu().numpy())).resize(
-        (size[1], size[0]), Image.Resampling.NEAREST
-    )
-    ids = rgb_to_id(np.asarray(image))
-    return ids, np.bincount(ids.ravel(), minlength=len(masks))[: len(masks)].tolist()
+    first = [k if things.get(label, True) else labels.index(label) for k, label in enumerate(labels)]
+    ids = look_up(torch.tensor(first), masks.argmax(0)) if first else torch.zeros(masks.shape[1:])
+    image = Image.fromarray(ids.int().cpu().numpy())
+    ids = np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST), dtype=np.int64)
+    areas = np.bincount(ids.ravel(), minlength=len(masks)).tolist()
+    large = [k for k in range(len(masks)) if areas[k] > 4]
+    if len(large) < len(masks): return assign_pixels(masks[large], [labels[k] for k in large], {}, size)
+    return ids, list(zip(labels, areas))
 
 # %% ../nbs/31_post_processing.ipynb #03c5c29e
 def post_process_panoptic(
@@ -570,34 +544,26 @@ def post_process_panoptic(
     """
     things = {i: i <= 90 for i in range(201)} if is_thing_map is None else is_thing_map
     sizes = integer_sizes(processed_sizes, len(outputs.logits))
-    as_theirs = check_compat(compat)
-    result = []
     finals = sizes if target_sizes is None else integer_sizes(target_sizes, len(outputs.logits))
-    canvas = [max(edge) for edge in zip(*sizes)] if pixel_mask is None else pixel_mask.shape[1:]
-    for output, size, final in zip(split_outputs(outputs), sizes, finals):
-        keep, scores, labels = output.kept(threshold)
-        real = torch.zeros(*canvas, dtype=torch.bool)
-        real[: size[0], : size[1]] = True
-        cells = None if as_theirs else valid_cells(real, output.masks.shape[-2:])
-        masks = resize_masks(output.masks[keep].float(), size, cells)
+    height, width = map(max, zip(*sizes)) if pixel_mask is None else pixel_mask.shape[1:]
+    real = [pad(torch.ones(h, w, dtype=torch.bool), (0, width - w, 0, height - h)) for h, w in sizes]
+    result = []
+    for output, final in zip(split_outputs(outputs, sizes, torch.stack(real), compat), finals):
+        keep, _, labels = output.kept(threshold)
+        masks = resize_masks(output.masks[keep].float(), output.size, output.cells)
         labels = labels.tolist()
         if unknown := sorted(set(labels) - set(things)):
             raise ValueError(
                 f"is_thing_map does not say what {unknown} are; it knows {len(things)} classes"
             )
-        ids, areas = assign_pixels(masks, labels, things, final)
-        while labels and min(areas) <= 4:
-            large = [i for i, area in enumerate(areas) if area > 4]
-            masks = masks[large]
-            labels = [labels[i] for i in large]
-            ids, areas = assign_pixels(masks, labels, {}, final)
+        ids, found = assign_pixels(masks, labels, things, final)
         segments = [
-            {"id": i, "isthing": things[c], "category_id": c, "area": a}
-            for i, (c, a) in enumerate(zip(labels, areas))
+            {"id": i, "isthing": things[label], "category_id": label, "area": area}
+            for i, (label, area) in enumerate(found)
         ]
-        with io.BytesIO() as file:
-            Image.fromarray(id_to_rgb(ids)).save(file, format="PNG")
-            result.append({"png_string": file.getvalue(), "segments_info": segments})
+        file = io.BytesIO()
+        Image.fromarray(id_to_rgb(ids)).save(file, format="PNG")
+        result.append({"png_string": file.getvalue(), "segments_info": segments})
     return result
 
 # %% ../nbs/31_post_processing.ipynb #478fca67
@@ -626,22 +592,23 @@ def merge_as_transformers(
     owner = running_max(weighted)[1]
     areas = torch.bincount(owner.flatten(), minlength=len(scores)).tolist()
     wholes = [int((mask >= mask_threshold).count_nonzero()) for mask in weighted]
+    visible = [
+        k for k, (area, whole) in enumerate(zip(areas, wholes))  # rounded as theirs
+        if area and whole and torch.tensor(area / whole).item() > overlap_mask_area_threshold
+    ]
     ids = torch.zeros(len(scores), dtype=torch.int32)
     segments = []
     fused = {}
     current = 0
-    for k, label in enumerate(labels):
-        if not areas[k] or not wholes[k]: continue
-        if torch.tensor(areas[k] / wholes[k]).item() <= overlap_mask_area_threshold:
-            continue  # rounded as theirs
-        current = fused.get(label, current + 1)
+    for k in visible:
+        current = fused.get(labels[k], current + 1)
         ids[k] = current
-        fuse = label in label_ids_to_fuse
+        fuse = labels[k] in label_ids_to_fuse
         segments.append(
-            {"id": current, "label_id": label, "was_fused": fuse, "score": round(scores[k].item(), 6)}
+            {"id": current, "label_id": labels[k], "was_fused": fuse, "score": round(scores[k].item(), 6)}
         )
         if fuse:
-            fused[label] = current
+            fused[labels[k]] = current
     return look_up(ids, owner), segments
 
 def rle_as_transformers(segmentation: Tensor) -> list[list[int]]:
@@ -654,10 +621,6 @@ def rle_as_transformers(segmentation: Tensor) -> list[list[int]]:
     Returns:
         list[list[int]]
     """
-    result = []
-    for value in segmentation.unique():
-        pixels = np.concatenate([[0], (segmentation == value).cpu().numpy().ravel().astype(int), [0]])
-        edges = np.flatnonzero(np.diff(pixels)) + 1
-        edges[1::2] -= edges[::2]
-        result.append(edges.tolist())
-    return result
+    masks = ((segmentation == value).flatten().cpu().numpy() for value in segmentation.unique())
+    edges = [np.flatnonzero(np.diff(mask, prepend=False, append=False)) for mask in masks]
+    return [np.stack([e[::2] + 1, e[1::2] - e[::2]], 1).ravel().tolist() for e in edges]

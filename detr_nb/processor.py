@@ -5,11 +5,9 @@
 # %% ../nbs/32_processor.ipynb #664728e2
 from __future__ import annotations
 
-import functools
-import numbers
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +40,6 @@ __all__ = [
 ]
 
 # %% ../nbs/32_processor.ipynb #f6158377
-def _is_whole(value: Any) -> bool:
-    "A whole number, in whatever type; no bool."
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and value == int(value)
-
 def read_size(
     size: int | Sequence[int] | dict[str, int],  # every form that a public `preprocessor_config.json` holds
     max_size: int | None = None,                 # the longest edge, beside a bare number
@@ -63,30 +57,23 @@ def read_size(
     Raises:
         ValueError: for a form that says nothing.
     """
+    array = np.asarray(size, dtype=object)
+    names = {(): ("shortest_edge",), (2,): ("height", "width")}.get(array.shape, ())
+    given = size if isinstance(size, dict) else dict(zip(names, array.ravel()))
+    edges = {name: edge for name, edge in given.items() if edge is not None}
+    if max_size and set(edges) == {"shortest_edge"}:
+        edges["longest_edge"] = max_size
     forms = (
         {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"},
         {"max_height", "max_width"},
     )
-    read: Any = size
-    if isinstance(read, numbers.Real):
-        read = {"shortest_edge": size}
-    elif not isinstance(read, dict) and hasattr(read, "__len__") and len(read) == 2:
-        read = {"height": read[0], "width": read[1]}
-    if isinstance(read, dict):
-        read = {k: int(v) if _is_whole(v) else v for k, v in read.items() if v is not None}
-        if max_size and set(read) == {"shortest_edge"}:
-            read["longest_edge"] = max_size
-    if (
-        not isinstance(read, dict)
-        or set(read) not in forms
-        or not all(_is_whole(v) and v > 0 for v in read.values())
-    ):
-        allowed = " or ".join(str(sorted(form)) for form in forms)
-        wanted = (
-            f"a number, (height, width), or a dictionary of positive whole numbers with the keys {allowed}"
+    whole = (np.issubdtype(type(v), np.number) and v >= 1 and v % 1 == 0 for v in edges.values())
+    if set(edges) not in forms or not all(whole):
+        wanted = f"the keys {' or '.join(str(sorted(form)) for form in forms)}"
+        raise ValueError(
+            f"size={size}: want a number, (height, width), or a dictionary of positive whole numbers with {wanted}"
         )
-        raise ValueError(f"size={read}: want {wanted}")
-    return read
+    return {name: int(edge) for name, edge in edges.items()}
 
 # %% ../nbs/32_processor.ipynb #0542ac05
 def pad_images(
@@ -107,7 +94,7 @@ def pad_images(
         ValueError: where `size` is too small.
     """
     height, width = size or (max(i.shape[1] for i in images), max(i.shape[2] for i in images))
-    dtype = functools.reduce(torch.promote_types, (image.dtype for image in images))
+    dtype = torch.stack([image.new_zeros(()) for image in images]).dtype  # one that holds all
     pixel_values = torch.zeros(len(images), 3, height, width, dtype=dtype, device=images[0].device)
     pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64)
     for i, image in enumerate(images):
@@ -118,23 +105,28 @@ def pad_images(
         pixel_mask[i, :h, :w] = 1
     return pixel_values, pixel_mask
 
-# %% ../nbs/32_processor.ipynb #361a1365
-def pad_masks(
-    masks: Tensor,          # (T, H, W) bool
-    size: tuple[int, int],  # height and width of the canvas
-) -> Tensor:                # (T, *size) bool
-    """Masks on the canvas of their image's batch.
+# %% ../nbs/32_processor.ipynb #8438cc06
+def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """A value with every tensor in its lists and dictionaries changed.
 
     Args:
-        masks (Tensor): (T, H, W) bool
-        size (tuple[int, int]): height and width of the canvas
+        change (Callable[[Tensor], Any])
+        value (Any)
 
     Returns:
-        Tensor: (T, *size) bool
+        Any
     """
-    return torch.nn.functional.pad(masks, (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1]))
+    match value:
+        case Tensor():
+            return change(value)
+        case dict():
+            return {k: map_tensors(change, v) for k, v in value.items()}
+        case list() | tuple():
+            return [map_tensors(change, v) for v in value]
+        case _:
+            return value
 
-# %% ../nbs/32_processor.ipynb #8438cc06
+# %% ../nbs/32_processor.ipynb #5e0c7d1c
 class BatchFeature(dict):
     "A batch by key or attribute, that can be moved."
     def __getattr__(self, name: str) -> Any:
@@ -153,16 +145,10 @@ class BatchFeature(dict):
         Returns:
             BatchFeature
         """
-        def move(value):
-            if isinstance(value, dict): return {k: move(v) for k, v in value.items()}
-            if isinstance(value, (list, tuple)): return [move(v) for v in value]
-            if not isinstance(value, Tensor): return value
-            return (
-                value
-                if isinstance(device, torch.dtype) and not value.is_floating_point()
-                else value.to(device)
-            )
-        return BatchFeature({k: move(v) for k, v in self.items()})
+        return BatchFeature(map_tensors(
+            lambda x: x.to(device) if x.is_floating_point() or not isinstance(device, torch.dtype) else x,
+            self,
+        ))
 
 # %% ../nbs/32_processor.ipynb #cc3c6371
 def read_annotations(
@@ -190,30 +176,30 @@ def read_annotations(
     Raises:
         ValueError: for an annotation of the other format.
     """
-    panoptic = format == "coco_panoptic"
-    if panoptic and masks_path is None:
+    if format == "coco_panoptic" and masks_path is None:
         raise ValueError("masks_path=None: want the folder of the panoptic PNGs")
-    targets = []
-    lost = {}
-    for i, (image, annotation) in enumerate(zip(images, annotations)):
+    for i, annotation in enumerate(annotations):
         if not isinstance(annotation, dict) or not set(FORMATS[format]) <= set(annotation):
             found = sorted(annotation) if isinstance(annotation, dict) else type(annotation).__name__
-            wanted = " and ".join(map(repr, FORMATS[format]))
-            raise ValueError(f"annotations[{i}] has {found}: want a dict with {wanted} ({format})")
-        height, width = to_rgb_tensor(image, channels_first).shape[-2:]
-        if panoptic:
-            targets.append(panoptic_target(annotation, masks_path, height, width, masks is not False))
-            continue
-        targets.append(detection_target(annotation, height, width, bool(masks)))
-        gone = sum(not a.get("iscrowd", 0) for a in annotation["annotations"]) - len(targets[-1]["boxes"])
-        if gone:
-            lost[annotation["image_id"]] = gone
-    if lost:
-        count = sum(lost.values())
-        first = next(iter(lost))
+            raise ValueError(
+                f"annotations[{i}] has {found}: want a dict with {' and '.join(map(repr, FORMATS[format]))} ({format})"
+            )
+    sizes = [to_rgb_tensor(image, channels_first).shape[-2:] for image in images]
+    if format == "coco_panoptic":
+        return [
+            panoptic_target(annotation, masks_path, height, width, masks is not False)
+            for annotation, (height, width) in zip(annotations, sizes)
+        ]
+    targets = [detection_target(a, h, w, bool(masks)) for a, (h, w) in zip(annotations, sizes)]
+    lost = [
+        sum(not a.get("iscrowd", 0) for a in annotation["annotations"]) - len(target["boxes"])
+        for annotation, target in zip(annotations, targets)
+    ]
+    if any(lost):
+        first = next(annotation["image_id"] for annotation, count in zip(annotations, lost) if count)
         warnings.warn(
-            f"boxes without area inside their image are left out: {count}, the first in image {first}",
-            stacklevel=4,
+            f"boxes without area inside their image are left out: {sum(lost)}, the first in image {first}",
+            stacklevel=3,
         )
     return targets
 
@@ -221,16 +207,16 @@ def read_annotations(
 LAYOUTS = {"none": None, "channels_first": True, "first": True, "channels_last": False, "last": False}
 
 def read_layout(
-    name: str,     # of the argument, for messages
-    layout: Any,   # "channels_first", "channels_last", None, or transformers' own enumeration
-    *allowed: bool | None,
-) -> bool | None:  # channels first; None: to be seen
+    name: str,      # of the argument, for messages
+    layout: Any,    # "channels_first", "channels_last", None, or transformers' own enumeration
+    *allowed: str,  # beside None
+) -> bool | None:   # channels first; None: to be seen
     """Where an array has its channels.
 
     Args:
         name (str): of the argument, for messages
         layout (Any): "channels_first", "channels_last", None, or transformers' own enumeration
-        *allowed (bool | None)
+        *allowed (str): beside None
 
     Returns:
         bool | None: channels first; None: to be seen
@@ -239,9 +225,8 @@ def read_layout(
         ValueError: names the argument for another word.
     """
     key = str(getattr(layout, "value", layout)).lower()
-    if key not in LAYOUTS or LAYOUTS[key] not in allowed:
-        wanted = [repr(k) for k in ("channels_first", "channels_last") if LAYOUTS[k] in allowed]
-        raise ValueError(f"{name}={key!r}: want {' or '.join(wanted)} or None")
+    if LAYOUTS.get(key, key) not in (None, *map(LAYOUTS.get, allowed)):
+        raise ValueError(f"{name}={key!r}: want {' or '.join(map(repr, allowed))} or None")
     return LAYOUTS[key]
 
 # %% ../nbs/32_processor.ipynb #8be50b60
@@ -261,23 +246,16 @@ def convert_batch(
     Raises:
         ValueError: for another word.
     """
-    if return_tensors is None: return BatchFeature({k: list(v) for k, v in batch.items()})
-    if return_tensors not in ("pt", "np"):
+    if return_tensors not in ("pt", "np", None):
         raise ValueError(f"return_tensors={return_tensors!r}: want 'pt', 'np' or None")
+    if return_tensors is None: return BatchFeature({k: list(v) for k, v in batch.items()})
     if not isinstance(batch.pixel_values, Tensor):
         if len({image.shape for image in batch.pixel_values}) > 1:
             raise ValueError(
                 "do_pad=False with images of different sizes cannot be stacked: pass return_tensors=None"
             )
         batch = BatchFeature(batch, pixel_values=torch.stack(batch.pixel_values))
-    if return_tensors == "pt": return batch
-    arrays = {k: v.numpy() for k, v in batch.items() if k != "labels"}
-    labels = (
-        {"labels": [{k: t.numpy() for k, t in label.items()} for label in batch["labels"]]}
-        if "labels" in batch
-        else {}
-    )
-    return BatchFeature(arrays | labels)
+    return batch if return_tensors == "pt" else BatchFeature(map_tensors(Tensor.numpy, batch))
 
 # %% ../nbs/32_processor.ipynb #6ef156a1
 def as_list_pairs(
@@ -349,12 +327,11 @@ class DetrImageProcessor:
         box_frame: str = "image",               # what 0…1 of a box runs over: this, or the padded "canvas"
         resample: int = 2,                      # bilinear, the only one
     ):
-        if box_frame not in ("image", "canvas"):
-            raise ValueError(f"box_frame={box_frame!r}: want 'image' or 'canvas'")
-        if resample != 2: raise ValueError(f"resample={resample}: want 2, bilinear")
         self.format = str(getattr(format, "value", format))
-        if self.format not in FORMATS:
-            raise ValueError(f"format={format!r}: want {' or '.join(map(repr, FORMATS))}")
+        self.box_frame, self.resample = box_frame, resample
+        for name, allowed in (("format", FORMATS), ("box_frame", ("image", "canvas")), ("resample", (2,))):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}={value!r}: want {' or '.join(map(repr, allowed))}")
         if pad_size is not None and (set(pad_size) != {"height", "width"} or min(pad_size.values()) < 1):
             raise ValueError(
                 f"pad_size={pad_size}: want a dictionary with 'height' and 'width', both at least 1"
@@ -369,7 +346,6 @@ class DetrImageProcessor:
         self.do_convert_annotations = (
             do_normalize if do_convert_annotations is None else do_convert_annotations
         )
-        self.box_frame, self.resample = box_frame, resample
         self.extra: dict[str, Any] = {}  # keys of a public file that are not ours; written back
 
     def to_dict(self) -> dict[str, Any]:
@@ -380,10 +356,12 @@ class DetrImageProcessor:
             dict[str, Any]
         """
         values = {name: getattr(self, name) for name in setting_names(type(self)) if name != "max_size"}
-        values |= {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
-        values["pad_size"] = self.pad_size and dict(zip(("height", "width"), self.pad_size))
-        values = {name: value for name, value in values.items() if value is not None}
-        return self.extra | values | {"image_processor_type": "DetrImageProcessor"}
+        values |= {
+            "image_mean": list(self.image_mean), "image_std": list(self.image_std),
+            "pad_size": self.pad_size and dict(zip(("height", "width"), self.pad_size)),
+            "image_processor_type": "DetrImageProcessor",
+        }
+        return self.extra | {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_dict(
@@ -401,13 +379,13 @@ class DetrImageProcessor:
             Self
         """
         values = {
-            k: v for k, v in values.items() if k not in ("image_processor_type", "feature_extractor_type")
+            "do_pad" if k == "pad_and_return_pixel_mask" else k: v  # its older name
+            for k, v in values.items()
+            if k not in ("image_processor_type", "feature_extractor_type")
         }
-        if "pad_and_return_pixel_mask" in values:
-            values["do_pad"] = values.pop("pad_and_return_pixel_mask")  # its older name
         names = setting_names(cls)
-        changes = {k: v for k, v in changes.items() if v is not None}
-        processor = cls(**{k: v for k, v in values.items() if k in names} | changes)
+        settings = {k: v for k, v in values.items() if k in names}
+        processor = cls(**settings | {k: v for k, v in changes.items() if v is not None})
         processor.extra = {k: v for k, v in values.items() if k not in names}
         return processor
 
@@ -477,14 +455,12 @@ class DetrImageProcessor:
         if self.do_rescale:
             pixels = pixels.float() * self.rescale_factor
         if self.do_normalize:
-            mean, std = (
-                torch.tensor(v, device=pixels.device)[:, None, None]
-                for v in (self.image_mean, self.image_std)
-            )
+            mean, std = torch.tensor([self.image_mean, self.image_std], device=pixels.device)[..., None, None]
             pixels = (pixels.float() - mean) / std
         if target is not None and self.do_convert_annotations:
-            scale = torch.tensor([size[1], size[0], size[1], size[0]])
-            target = target | {"boxes": box_xyxy_to_cxcywh(target["boxes"]) / scale}
+            target = target | {
+                "boxes": box_xyxy_to_cxcywh(target["boxes"]) / torch.tensor([size[1], size[0]] * 2)
+            }
         return pixels, target
 
     def collate(
@@ -501,19 +477,20 @@ class DetrImageProcessor:
             BatchFeature
         """
         images, targets = zip(*items)
-        pixel_values, pixel_mask = pad_images(images, self.pad_size)
-        batch = BatchFeature(pixel_values=pixel_values, pixel_mask=pixel_mask)
+        batch = BatchFeature(zip(self.model_input_names, pad_images(images, self.pad_size)))
         if targets[0] is None: return batch
-        height, width = pixel_mask.shape[1:]
-        labels = []
-        for image, target in zip(images, targets):
-            padded = {"masks": pad_masks(target["masks"], (height, width))} if "masks" in target else {}
+        height, width = batch.pixel_mask.shape[1:]
+        batch["labels"] = []
+        for (_, h, w), target in zip((image.shape for image in images), targets):
+            spare = (0, width - w, 0, height - h)
+            padded = (
+                {"masks": torch.nn.functional.pad(target["masks"], spare)} if "masks" in target else {}
+            )
             if self.box_frame == "canvas":
-                part = torch.tensor([image.shape[2] / width, image.shape[1] / height]).repeat(2)
-                padded["boxes"] = target["boxes"] * (part if self.do_convert_annotations else 1)
-                padded["size"] = torch.tensor([height, width])
-            labels.append(target | padded)
-        return BatchFeature(batch, labels=labels)
+                part = torch.tensor([w / width, h / height] * 2) if self.do_convert_annotations else 1
+                padded |= {"boxes": target["boxes"] * part, "size": torch.tensor([height, width])}
+            batch["labels"].append(target | padded)
+        return batch
 
     def __call__(
         self,
@@ -546,24 +523,20 @@ class DetrImageProcessor:
         Raises:
             ValueError: for arguments that do not fit each other.
         """
-        if changes:
-            arguments = (
-                return_segmentation_masks, masks_path, return_tensors, input_data_format, data_format,
-            )
-            return self.from_dict(self.to_dict(), **changes)(images, annotations, *arguments)
-        read_layout("data_format", data_format, True, None)
-        channels_first = read_layout("input_data_format", input_data_format, True, False, None)
+        processor = self.from_dict(self.to_dict(), **changes) if changes else self
+        read_layout("data_format", data_format, "channels_first")
+        channels_first = read_layout("input_data_format", input_data_format, "channels_first", "channels_last")
         images, annotations = as_list_pairs(images, annotations)
-        targets: Sequence[dict[str, Tensor] | None] = [None] * len(images)
-        if annotations is not None:
-            targets = read_annotations(
-                images, annotations, self.format, channels_first, return_segmentation_masks, masks_path,
-            )
-        items = [self.encode(image, target, channels_first) for image, target in zip(images, targets)]
-        if self.do_pad: return convert_batch(self.collate(items), return_tensors)
-        batch = BatchFeature(pixel_values=[pixels for pixels, _ in items])
-        if annotations is not None:
-            batch["labels"] = [target for _, target in items]
+        targets = [None] * len(images) if annotations is None else read_annotations(
+            images, annotations, processor.format, channels_first, return_segmentation_masks, masks_path,
+        )
+        items = [processor.encode(image, target, channels_first) for image, target in zip(images, targets)]
+        labels = {} if annotations is None else {"labels": [target for _, target in items]}
+        batch = (
+            processor.collate(items)
+            if processor.do_pad
+            else BatchFeature(pixel_values=[pixels for pixels, _ in items], **labels)
+        )
         return convert_batch(batch, return_tensors)
 
     preprocess = __call__
@@ -585,8 +558,7 @@ class DetrImageProcessor:
         tensors = [
             torch.as_tensor(np.array(p) if isinstance(p, np.ndarray) else p) for p in pixel_values_list
         ]
-        pixel_values, pixel_mask = pad_images(tensors, self.pad_size)
-        return convert_batch(BatchFeature(pixel_values=pixel_values, pixel_mask=pixel_mask), return_tensors)
+        return convert_batch(self.collate([(pixels, None) for pixels in tensors]), return_tensors)
 
     def post_process_object_detection(
         self,
@@ -608,8 +580,9 @@ class DetrImageProcessor:
         Returns:
             list[dict[str, Tensor]]
         """
-        mask = pixel_mask if self.box_frame == "canvas" else None
-        return post_processing.post_process_object_detection(outputs, threshold, target_sizes, mask)
+        return post_processing.post_process_object_detection(
+            outputs, threshold, target_sizes, pixel_mask if self.box_frame == "canvas" else None
+        )
 
     def post_process(
         self,

@@ -50,13 +50,10 @@ def to_rgb_tensor(
         raise ValueError(f"image has shape {tuple(tensor.shape)}: want (H, W), (H, W, C) or (C, H, W)")
     if channels_first is None:
         channels_first = tensor.shape[0] in (1, 3) or tensor.shape[-1] not in (1, 3, 4)
-    if not channels_first:
-        tensor = tensor.permute(2, 0, 1)
-    if tensor.shape[0] not in (1, 3, 4):
-        raise ValueError(
-            f"image has shape {tuple(image.shape)}, so {tensor.shape[0]} channels: want 1, 3 or 4"
-        )
-    return tensor.expand(3, -1, -1) if tensor.shape[0] == 1 else tensor[:3]
+    planes = tensor if channels_first else tensor.permute(2, 0, 1)
+    if len(planes) not in (1, 3, 4):
+        raise ValueError(f"image has shape {tuple(image.shape)}, so {len(planes)} channels: want 1, 3 or 4")
+    return planes[:3].expand(3, -1, -1)
 
 # %% ../nbs/30_transforms.ipynb #d2f44034
 def resized_size(
@@ -77,26 +74,25 @@ def resized_size(
     Raises:
         ValueError: for other keys.
     """
-    if "shortest_edge" in size:
-        shortest = size["shortest_edge"]
-        limit = size.get("longest_edge")
-        small = min(height, width)
-        large = max(height, width)
-        exact = float(shortest)
-        if limit is not None and large / small * shortest > limit:
-            exact = limit * small / large
-        shortest = int(round(exact))
-        if small == shortest: return height, width
-        shortest, long = max(1, shortest), max(1, int(exact * large / small))
-        return (shortest, long) if height <= width else (long, shortest)
-    if "max_height" in size:
-        scale = min(size["max_height"] / height, size["max_width"] / width)
-        return max(1, int(height * scale)), max(1, int(width * scale))
-    if {"height", "width"} <= set(size): return size["height"], size["width"]
-    raise ValueError(
-        f"size has the keys {sorted(size)}: want shortest_edge (and longest_edge), max_height and "
-        "max_width, or height and width"
-    )
+    match size:
+        case {"shortest_edge": shortest}:
+            small, large = sorted((height, width))
+            limit = size.get("longest_edge")
+            if limit is not None and large / small * shortest > limit:
+                shortest = limit * small / large
+            if round(shortest) == small: return height, width
+            short, long = max(1, round(shortest)), max(1, int(shortest * large / small))
+            return (short, long) if height <= width else (long, short)
+        case {"max_height": max_height, "max_width": max_width}:
+            scale = min(max_height / height, max_width / width)
+            return max(1, int(height * scale)), max(1, int(width * scale))
+        case {"height": new_height, "width": new_width}:
+            return new_height, new_width
+        case _:
+            raise ValueError(
+                f"size has the keys {sorted(size)}: want shortest_edge (and longest_edge), max_height and "
+                "max_width, or height and width"
+            )
 
 # %% ../nbs/30_transforms.ipynb #45e1bfdd
 def resize_binary(
@@ -112,9 +108,8 @@ def resize_binary(
     Returns:
         Tensor: (T, *size) bool
     """
-    if not len(masks): return masks.new_zeros(0, *size)
-    numbers = masks[None].to(torch.uint8)
-    return torch.nn.functional.interpolate(numbers, tuple(size), mode="nearest-exact")[0].bool()
+    numbers = masks[:, None].to(torch.uint8)
+    return torch.nn.functional.interpolate(numbers, tuple(size), mode="nearest-exact")[:, 0].bool()
 
 # %% ../nbs/30_transforms.ipynb #ef442f13
 def resize(
@@ -134,18 +129,15 @@ def resize(
         tuple[Tensor, dict[str, Tensor] | None]
     """
     from torchvision.transforms.v2.functional import resize as resize_tensor
-    height, width = image.shape[-2:]
-    if (height, width) != tuple(size):
-        image = resize_tensor(image, list(size), antialias=True)
-    if target is None: return image, None
-    ratio_y, ratio_x = size[0] / height, size[1] / width
-    scaled = {
+    resized = resize_tensor(image, list(size), antialias=True)
+    if target is None: return resized, None
+    ratio_y, ratio_x = size[0] / image.shape[-2], size[1] / image.shape[-1]
+    masks = {"masks": resize_binary(target["masks"], size)} if "masks" in target else {}
+    return resized, target | masks | {
         "boxes": target["boxes"] * torch.tensor([ratio_x, ratio_y, ratio_x, ratio_y]),
         "area": target["area"] * (ratio_x * ratio_y),
+        "size": torch.tensor(size),
     }
-    if "masks" in target:
-        scaled["masks"] = resize_binary(target["masks"], tuple(size))
-    return image, target | scaled | {"size": torch.tensor(size)}
 
 # %% ../nbs/30_transforms.ipynb #5ec22608
 def to_uint8_image(image, side: int = 256) -> np.ndarray:
@@ -184,8 +176,9 @@ def normalize_target(
         ValueError: for a target without annotations.
     """
     if "annotations" not in target:
-        wanted = "'annotations', as the datasets of `detr_nb.data` give them"
-        raise ValueError(f"target has the keys {sorted(target)}: want {wanted}")
+        raise ValueError(
+            f"target has the keys {sorted(target)}: want 'annotations', as the datasets of `detr_nb.data` give them"
+        )
     truth = detection_target(target, height, width)
     boxes = box_xyxy_to_cxcywh(truth["boxes"]) / torch.tensor([width, height, width, height]) * share
     return {"class_labels": truth["class_labels"], "boxes": boxes}
@@ -228,9 +221,9 @@ def crop(
     """
     boxes, keep = clip_boxes(target["boxes"] - torch.tensor([left, top, left, top]), height, width)
     kept = {k: v[keep] for k, v in target.items() if k in ("class_labels", "iscrowd")}
+    kept |= {"boxes": boxes[keep], "area": (boxes[:, 2:] - boxes[:, :2]).prod(1)[keep]}
     if "masks" in target:
         kept["masks"] = target["masks"][keep, top : top + height, left : left + width]
-    kept |= {"boxes": boxes[keep], "area": (boxes[:, 2:] - boxes[:, :2]).prod(1)[keep]}
     return image[:, top : top + height, left : left + width], target | kept
 
 # %% ../nbs/30_transforms.ipynb #fcaadd98

@@ -192,7 +192,7 @@ def test_files_of_both_sides(tmp_path):
     (lambda p, i: DetrImageProcessor(size={"edge": 3}), "want a number"),
     (lambda p, i: DetrImageProcessor(box_frame="page"), "box_frame='page'"),
     (lambda p, i: DetrImageProcessor(pad_size={"height": 4, "width": 4})(i), "pad_size 4 × 4 is smaller"),
-    (lambda p, i: p.post_process_object_detection(random_outputs(), 0.5, [(1, 2)]), r"shape \(1, 2\) for 3 predictions"),
+    (lambda p, i: p.post_process_object_detection(random_outputs(), 0.5, [(1, 2)]), r"target_sizes=\[\(1, 2\)\]: want \(height, width\) of each of 3 images"),
 ])
 def test_bad_input(call, message):
     processor, image = DetrImageProcessor(size={"shortest_edge": 8, "longest_edge": 20}), made_image(10, 12)
