@@ -277,7 +277,8 @@ def draw_scene(seed: int, index: int, split: str = "train") -> Scene:
     present = np.bincount(stuff.ravel(), minlength=len(STUFF)) > 0
     category_ids = [len(THINGS) + 1 + int(i) for i in present.nonzero()[0]]
     segment_map = (present.cumsum() - 1).astype(np.uint8).take(stuff)
-    areas = visible = np.bincount(segment_map.ravel(), minlength=16)
+    areas = np.bincount(segment_map.ravel(), minlength=16)
+    visible = areas.copy()
     wanted = len(category_ids) + rng.integers(1, 9)
     for _ in range(32):
         if len(category_ids) == wanted: break
