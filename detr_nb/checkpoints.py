@@ -199,7 +199,7 @@ def load_weights(
     """
     own = model.state_dict()
     missing = own.keys() - state.keys()
-    unknown = state.keys() - own.keys()
+
     wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
 
     fresh = {k for k in missing if k.startswith(optional_parts)}
@@ -208,7 +208,8 @@ def load_weights(
         warnings.warn(f"begun afresh, for {source} does not have them: {parts}", stacklevel=3)
         missing -= fresh
     for verb, names, which in (
-        ("lacks", missing, "of the model's tensors"), ("has", unknown, "that the model does not have"),
+        ("lacks", missing, "of the model's tensors"),
+        ("has", state.keys() - own.keys(), "that the model does not have"),
     ):
         if names:
             some = f"{len(names)} ({', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''})"

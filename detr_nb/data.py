@@ -118,11 +118,11 @@ def detection_target(
     corners[:, 2:] += corners[:, :2]
     boxes, keep = clip_boxes(corners, height, width)
     kept = [annotation for annotation, inside in zip(annotations, keep) if inside]
-    areas = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in kept]
     result = {
         "boxes": boxes[keep], "class_labels": torch.tensor([a["category_id"] for a in kept], dtype=torch.int64),
-        "area": torch.tensor(areas, dtype=torch.float32), "iscrowd": torch.zeros(len(kept), dtype=torch.int64),
-        "image_id": torch.tensor([target["image_id"]]), "orig_size": torch.tensor([height, width]),
+        "area": torch.tensor([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in kept], dtype=torch.float32),
+        "iscrowd": torch.zeros(len(kept), dtype=torch.int64), "image_id": torch.tensor([target["image_id"]]),
+        "orig_size": torch.tensor([height, width]),
     }
     if masks:
         drawn = [annotation_mask(a, height, width, target["image_id"]) for a in kept]
@@ -159,17 +159,13 @@ def annotation_mask(
             f"{name} has run lengths for size {shape.get('size')}: want [{height}, {width}], height and "
             "width of the image"
         )
-    for polygon in shape if isinstance(shape, list) else ():
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(
-                f"{name} has a polygon of {len(polygon)} numbers: want x, y of at least three corners"
-            )
+    polygons = isinstance(shape, list)
+    if odd := [len(polygon) for polygon in (shape if polygons else ()) if len(polygon) < 6 or len(polygon) % 2]:
+        raise ValueError(f"{name} has a polygon of {odd[0]} numbers: want x, y of at least three corners")
     try:
-        if isinstance(shape, list):
-            shape = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
-        elif isinstance(shape["counts"], list):
+        if polygons or isinstance(shape["counts"], list):
             shape = coco_mask.frPyObjects(shape, height, width)
-        return torch.from_numpy(coco_mask.decode(shape)).bool()
+        return torch.from_numpy(coco_mask.decode(coco_mask.merge(shape) if polygons else shape)).bool()
     except Exception as error:
         raise ValueError(f"{name} has a segmentation that cannot be drawn ({error})") from error
 
@@ -244,8 +240,10 @@ def read_annotations(
     for annotation in data["annotations"]:
         image_id = annotation["image_id"]
         if image_id not in images:
-            name = annotation.get("id", annotation.get("file_name"))
-            raise ValueError(f"{path}: annotation {name} belongs to image {image_id}, which is not listed")
+            raise ValueError(
+                f"{path}: annotation {annotation.get('id', annotation.get('file_name'))} belongs to image "
+                f"{image_id}, which is not listed"
+            )
         for part in annotation.get("segments_info", [annotation]):
             check_keys(part, ("id", "category_id"), f"{path}: a segment of image {image_id}")
             if part["category_id"] not in categories:
@@ -447,7 +445,7 @@ def read_panoptic(
         ValueError: where PNG and entry do not name the same segments, or the size is another.
         FileNotFoundError: for a PNG that is not there.
     """
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such panoptic PNG")
+
     # numbers, not brightness
     ids = rgb_to_id(np.asarray(read_image(path, lambda file: file.convert("RGB"))))
     if size is not None and ids.shape != tuple(size):
@@ -493,13 +491,12 @@ def panoptic_target(
         check_keys(segment, ("id", "category_id"), f"image {image_id}: segments_info[{i}]")
     ids = torch.from_numpy(read_panoptic(Path(masks_path) / target["file_name"], segments, (height, width)))
     masks = ids == torch.tensor([s["id"] for s in segments], dtype=torch.int64).reshape(-1, 1, 1)
-    result = {
+    return {
         "boxes": masks_to_boxes(masks), "area": masks.flatten(1).sum(1).float(),
         "class_labels": torch.tensor([s["category_id"] for s in segments], dtype=torch.int64),
         "iscrowd": torch.tensor([s.get("iscrowd", 0) for s in segments], dtype=torch.int64),
         "image_id": torch.tensor([image_id]), "orig_size": torch.tensor([height, width]),
-    }
-    return result | ({"masks": masks} if return_masks else {})
+    } | ({"masks": masks} if return_masks else {})
 
 # %% ../nbs/93_data.ipynb #a6cbb821
 PANOPTIC_KEYS = {

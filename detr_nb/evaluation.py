@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, inference_mode
 
 from .data import CocoPanoptic, check_keys, id_to_rgb, read_panoptic, read_panoptic_file, repeated
 from .detector import DetrForObjectDetection, evaluating
@@ -292,20 +291,21 @@ class CocoEvaluator:
         Returns:
             dict
         """
-        tables = {}
-        for iou_type in self.iou_types:
-            evaluation = self.coco_eval[iou_type]
-            if category_ids is not None:
-                # categories are evaluated apart from each other: the third axis, and the second
-                evaluation = copy.copy(evaluation)
-                own = [i for i, category in enumerate(evaluation.params.catIds) if category in category_ids]
-                evaluation.eval = evaluation.eval | {
-                    "precision": evaluation.eval["precision"][:, :, own], "recall": evaluation.eval["recall"][:, own],
-                }
-            with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-                evaluation.summarize()
-            tables[iou_type] = dict(zip(METRICS, evaluation.stats.tolist()))
+        tables = {kind: self._table(kind, verbose, category_ids) for kind in self.iou_types}
         return tables if len(tables) > 1 else tables[self.iou_types[0]]
+
+    def _table(self, iou_type: str, verbose: bool, category_ids: Sequence[int] | None) -> dict[str, float]:
+        evaluation = self.coco_eval[iou_type]
+        if category_ids is not None:
+            # categories are evaluated apart from each other: the third axis, and the second
+            evaluation = copy.copy(evaluation)
+            own = [i for i, category in enumerate(evaluation.params.catIds) if category in category_ids]
+            evaluation.eval = evaluation.eval | {
+                "precision": evaluation.eval["precision"][:, :, own], "recall": evaluation.eval["recall"][:, own],
+            }
+        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+            evaluation.summarize()
+        return dict(zip(METRICS, evaluation.stats.tolist()))
 
 # %% ../nbs/33_evaluation.ipynb #4081b6c1
 def thing_ids(coco) -> list[int] | None:
@@ -322,7 +322,7 @@ def thing_ids(coco) -> list[int] | None:
     return [category for category, thing in kinds.items() if thing] if told else None
 
 # %% ../nbs/33_evaluation.ipynb #d049a646
-@torch.inference_mode()
+@inference_mode()
 def run_model(
     model: Any,                       # pixel_values, pixel_mask → outputs
     dataset, processor: DetrImageProcessor, batch_size: int, progress: bool,
@@ -394,13 +394,12 @@ def evaluate(
         evaluator.update(dict(zip(image_ids, results)))
     evaluator.synchronize_between_processes()
     evaluator.accumulate()
-    tables = {}
     things = thing_ids(dataset.coco)
-    for name, ids in [("all", None)] + ([("things", things)] if things else []):
-        summary = evaluator.summarize(verbose=False, category_ids=ids)
-        by_type = summary if len(evaluator.iou_types) > 1 else {evaluator.iou_types[0]: summary}
-        tables |= {name if kind == "bbox" else f"{name} masks": table for kind, table in by_type.items()}
-    return tables
+    groups = {"all": None, "things": things} if things else {"all": None}
+    return {
+        name if kind == "bbox" else f"{name} masks": evaluator._table(kind, False, ids)
+        for name, ids in groups.items() for kind in evaluator.iou_types
+    }
 
 # %% ../nbs/33_evaluation.ipynb #88a49ec7
 def format_tables(
@@ -541,8 +540,10 @@ class PanopticEvaluator:
         if missing := sorted(self.annotations.keys() - found.keys()):
             raise ValueError(f"no prediction for the images {missing[:10]}")
         if rank_and_world()[0] > 0: return gather_objects(None)[0]  # the first process writes and counts
-        listing = {"annotations": [found[i] for i in sorted(found)], "categories": self.truth["categories"]}
-        write_json(listing, self.output_dir / "predictions.json")
+        write_json(
+            {"annotations": [found[i] for i in sorted(found)], "categories": self.truth["categories"]},
+            self.output_dir / "predictions.json",
+        )
         counts = count_qualities(self.annotations, self.ann_folder, found, self.output_dir)
         return gather_objects(summarize_quality(counts, self.truth["categories"]))[0]
 
@@ -624,6 +625,7 @@ def metrics(
             "PQ stuff": tables["Stuff"]["pq"],
         }
     tables = evaluate(model, val, processor, iou_types=("bbox", "segm") if masks else ("bbox",))
-    scores = {name: tables["all"][name] for name in ("AP", "AP50", "AP75")}
     others = {"things": "AP things", "all masks": "mask AP", "things masks": "mask AP things"}
-    return scores | {name: tables[table]["AP"] for table, name in others.items() if table in tables}
+    return {name: tables["all"][name] for name in ("AP", "AP50", "AP75")} | {
+        name: tables[table]["AP"] for table, name in others.items() if table in tables
+    }

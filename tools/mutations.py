@@ -188,8 +188,8 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ("white of sixteen bits is black", "files", "sixteen_bits_become_eight", "// 257", "// 256 % 255"),
     (
         "only what all polygons cover is an object", "data", "an_object_of_two_polygons_is_both",
-        "coco_mask.merge(coco_mask.frPyObjects(shape, height, width))",
-        "coco_mask.merge(coco_mask.frPyObjects(shape, height, width), True)",
+        "coco_mask.merge(shape)",
+        "coco_mask.merge(shape, True)",
     ),
     (
         "objects have the category before theirs", "own_data", "table_is_written_as_coco_has_it",
