@@ -330,8 +330,10 @@ class Pretrained(nn.Module):
         )
         config.use_pretrained_backbone = False
         model = cls(config)
-        state = cls.select(to_hub_layout(read_weights(path)))
-        load_weights(model, state, str(path), ignore_mismatched_sizes, cls.optional_parts)
+        load_weights(
+            model, cls.select(to_hub_layout(read_weights(path))), str(path), ignore_mismatched_sizes,
+            cls.optional_parts,
+        )
         return model.eval()
 
     @staticmethod

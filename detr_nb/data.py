@@ -276,10 +276,10 @@ def check_coco(
         (x, y, w, h), (width, height) = annotation["bbox"], sizes[annotation["image_id"]]
         if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
             empty.append(annotation["image_id"])
-    for image in data["images"]:
-        path = folder / image["file_name"]
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such image; {source} lists it as image {image['id']}")
+    if lost := [image for image in data["images"] if not (folder / image["file_name"]).is_file()]:
+        raise FileNotFoundError(
+            f"{folder / lost[0]['file_name']}: no such image; {source} lists it as image {lost[0]['id']}"
+        )
     if empty:
         warnings.warn(
             f"{source}: boxes without area inside their image are left out: {len(empty)}, the first in "
