@@ -114,8 +114,9 @@ def compare_segments(
     true_area, found_area = _areas(true_ids), _areas(found_ids)
     bare = {s["id"] for s in true_segments} - true_area.keys() | {s["id"] for s in found_segments} - found_area.keys()
     if bare: raise ValueError(f"segments {sorted(bare)} are listed and have no pixel")
-    shared = _areas(true_ids * 256**3 + found_ids)  # one number a pair: many times faster than rows of two
-    overlap = Counter({divmod(pair, 256**3): n for pair, n in shared.items()})
+    overlap = Counter({  # one number a pair: many times faster than rows of two
+        divmod(pair, 256**3): n for pair, n in _areas(true_ids * 256**3 + found_ids).items()
+    })
     crowds = {s["category_id"]: s["id"] for s in true_segments if s.get("iscrowd", 0)}
     truth = {s["id"]: s["category_id"] for s in true_segments if not s.get("iscrowd", 0)}
     found = {s["id"]: s["category_id"] for s in found_segments}
