@@ -80,8 +80,10 @@ def read_weights(
     if path.name.endswith(".index.json"):
         index = read_json(path)
         if "weight_map" not in index: raise ValueError(f"{path}: no 'weight_map'; it has {sorted(index)}")
-        shards = sorted(set(index["weight_map"].values()))
-        return {k: v for shard in shards for k, v in read_weights(path.parent / shard).items()}
+        return {
+            k: v for shard in sorted(set(index["weight_map"].values()))
+            for k, v in read_weights(path.parent / shard).items()
+        }
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
     try:
         return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)

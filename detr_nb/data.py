@@ -557,12 +557,11 @@ class CocoPanoptic(Dataset):
         self.data = read_panoptic_file(ann_file)
         self.images = {image["id"]: image for image in self.data["images"]}
         self.annotations = sorted(self.data["annotations"], key=lambda a: a["image_id"])
-        for annotation in self.annotations:
-            for path in (self.image_path(annotation), self.masks_path / annotation["file_name"]):
-                if not path.is_file():
-                    raise FileNotFoundError(
-                        f"{path}: no such file; {ann_file} lists it for image {annotation['image_id']}"
-                    )
+        lost = [
+            f"{path}: no such file; {ann_file} lists it for image {a['image_id']}" for a in self.annotations
+            for path in (self.image_path(a), self.masks_path / a["file_name"]) if not path.is_file()
+        ]
+        if lost: raise FileNotFoundError(lost[0])
 
     @cached_property
     def coco(self):
