@@ -5,14 +5,17 @@
 # %% ../nbs/95_checkpoints.ipynb #1c36d07d
 from __future__ import annotations
 
+import argparse
 import copy
 import os
+import pickle
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -36,22 +39,21 @@ __all__ = [
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.bin` or `.pth` file. `ValueError` if it is truncated, foreign, or holds
     code."""
-    import argparse
-    import pickle
     with open(path, "rb") as file:
         start = file.read(2)
-    again = "fetch or copy it again"
     if start not in (b"PK", b"\x80\x02"):
-        raise ValueError(f"{path}: not a whole PyTorch file (it begins with {start!r}); {again}")
+        raise ValueError(f"{path}: not a whole PyTorch file (it begins with {start!r}); fetch or copy it again")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        why = f"it holds more than tensors and could run code when opened ({str(error).splitlines()[0]})"
-        raise ValueError(f"{path}: refused, for {why}") from error
+        raise ValueError(
+            f"{path}: refused, for it holds more than tensors and could run code when opened "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     except (RuntimeError, EOFError) as error:
-        why = (str(error).splitlines() or ["it ends too early"])[0]
-        raise ValueError(f"{path}: not a whole PyTorch file ({why}); {again}") from error
+        why = str(error).partition("\n")[0] or "it ends too early"
+        raise ValueError(f"{path}: not a whole PyTorch file ({why}); fetch or copy it again") from error
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path}: want a mapping from names to tensors, or one under 'model'")
@@ -78,19 +80,15 @@ def read_weights(
     if path.name.endswith(".index.json"):
         index = read_json(path)
         if "weight_map" not in index: raise ValueError(f"{path}: no 'weight_map'; it has {sorted(index)}")
-        shards = sorted(set(index["weight_map"].values()))
-        return {k: v for shard in shards for k, v in read_weights(path.parent / shard).items()}
+        return {
+            k: v for shard in sorted(set(index["weight_map"].values()))
+            for k, v in read_weights(path.parent / shard).items()
+        }
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path}: not a whole safetensors file ({error}); fetch or copy it again"
-            ) from error
-    return _read_pickle(path)
+    try:
+        return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error}); fetch or copy it again") from error
 
 # %% ../nbs/95_checkpoints.ipynb #4d07f570
 def rename(
@@ -167,21 +165,14 @@ def to_hub_layout(
     Returns:
         dict[str, Tensor]
     """
-    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    if any("transformer.encoder" in k for k in state):
-        split = {}
-        for key, value in state.items():
-            if "in_proj_" not in key:
-                split[key] = value
-            else:
-                split |= {
-                    key.replace("in_proj_", f"{name}_proj."): part
-                    for name, part in zip("qkv", value.chunk(3))
-                }
-        return {rename(k, ORIGINAL_NAMES): v for k, v in split.items()}
-    if any("conv_encoder.model.embedder." in k for k in state):
-        return {rename(k, NATIVE_NAMES): v for k, v in state.items()}
-    return {rename(k, HUB_5_NAMES): v for k, v in state.items()}
+    split = {
+        key.replace("in_proj_", f"{name}_proj."): part
+        for key, value in state.items() if not key.endswith("num_batches_tracked")
+        for name, part in (zip("qkv", value.chunk(3)) if "in_proj_" in key else [("", value)])
+    }
+    layouts = {"transformer.encoder": ORIGINAL_NAMES, "conv_encoder.model.embedder.": NATIVE_NAMES}
+    rules = next((rules for mark, rules in layouts.items() if any(mark in k for k in split)), HUB_5_NAMES)
+    return {rename(k, rules): v for k, v in split.items()}
 
 # %% ../nbs/95_checkpoints.ipynb #c03d6deb
 def load_weights(
@@ -210,22 +201,27 @@ def load_weights(
     """
     own = model.state_dict()
     missing = own.keys() - state.keys()
-    unknown = state.keys() - own.keys()
+
     wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-    def some(names) -> str:
-        return f"{len(names)} ({', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''})"
+
     fresh = {k for k in missing if k.startswith(optional_parts)}
     if fresh and not any(k.startswith(optional_parts) for k in state):
         parts = ", ".join(sorted({k.split(".")[0] for k in fresh}))
         warnings.warn(f"begun afresh, for {source} does not have them: {parts}", stacklevel=3)
         missing -= fresh
-    other = "the config belongs to another network"
-    if missing: raise ValueError(f"{source} lacks {some(missing)} of the model's tensors: {other}")
-    if unknown: raise ValueError(f"{source} has {some(unknown)} that the model does not have: {other}")
+    for verb, names, which in (
+        ("lacks", missing, "of the model's tensors"),
+        ("has", state.keys() - own.keys(), "that the model does not have"),
+    ):
+        if names:
+            some = f"{len(names)} ({', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''})"
+            raise ValueError(f"{source} {verb} {some} {which}: the config belongs to another network")
     shapes = ", ".join(f"{k} {tuple(state[k].shape)} → {tuple(own[k].shape)}" for k in wrong)
     if wrong and not ignore_mismatched_sizes:
-        hint = "Pass ignore_mismatched_sizes=True to begin these afresh"
-        raise ValueError(f"{source} has other shapes than the model: {shapes}. {hint}")
+        raise ValueError(
+            f"{source} has other shapes than the model: {shapes}. Pass ignore_mismatched_sizes=True to begin "
+            "these afresh"
+        )
     if wrong:
         warnings.warn(f"begun afresh, for {source} has other shapes: {shapes}", stacklevel=3)
     model.load_state_dict({k: v for k, v in state.items() if k not in wrong}, strict=False)
@@ -242,11 +238,9 @@ def write_weights(
         state (Mapping[str, Tensor])
         path (str | os.PathLike): .safetensors
     """
-    from safetensors.torch import save_file
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     with atomic(path) as part:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in state.items()}, part, metadata={"format": "pt"}
-        )
+        safetensors.torch.save_file(tensors, part, metadata={"format": "pt"})
         part.chmod(0o644)  # safetensors lets only the owner read
 
 # %% ../nbs/95_checkpoints.ipynb #7ef680ae
@@ -292,10 +286,10 @@ def open_checkpoint(
         raise ValueError(
             f"{name}: a bare weights file does not say what network it is; pass config=DetrConfig(…)"
         )
-    if config is None:
-        config = config_class.from_pretrained(name, **hub, **changes)
-    else:
-        config = type(config).from_dict(config.to_dict(), **changes)
+    config = (
+        config_class.from_pretrained(name, **hub, **changes) if config is None
+        else type(config).from_dict(config.to_dict(), **changes)
+    )
     return config, Path(name) if bare else find_file(name, *WEIGHT_FILES, **hub)
 
 # %% ../nbs/95_checkpoints.ipynb #be44880a
@@ -333,12 +327,15 @@ class Pretrained(nn.Module):
         Returns:
             Self
         """
-        hub = {"revision": revision, "local_files_only": local_files_only}
-        config, path = open_checkpoint(name, config, changes, cls.config_class, **hub)
+        config, path = open_checkpoint(
+            name, config, changes, cls.config_class, revision=revision, local_files_only=local_files_only
+        )
         config.use_pretrained_backbone = False
         model = cls(config)
-        state = model.select(to_hub_layout(read_weights(path)))
-        load_weights(model, state, str(path), ignore_mismatched_sizes, cls.optional_parts)
+        load_weights(
+            model, cls.select(to_hub_layout(read_weights(path))), str(path), ignore_mismatched_sizes,
+            cls.optional_parts,
+        )
         return model.eval()
 
     @staticmethod
@@ -369,10 +366,10 @@ class Pretrained(nn.Module):
         config = copy.deepcopy(self.config)
         config.extra["architectures"] = [type(self).__name__]
         state = self.state_dict()
-        for key in list(state):
-            # transformers 5 reads learned positions under a shorter name
-            if ".backbone.position_embedding." in f".{key}":
-                state[key.replace("backbone.position_embedding", "position_embedding")] = state[key].clone()
+        state |= {  # transformers 5 reads learned positions under a shorter name
+            key.replace("backbone.position_embedding", "position_embedding"): value.clone()
+            for key, value in state.items() if ".backbone.position_embedding." in f".{key}"
+        }
         if dtype is not None:
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
         write_weights(state, Path(folder) / "model.safetensors")

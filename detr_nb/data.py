@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,22 @@ __all__ = [
 ]
 
 # %% ../nbs/93_data.ipynb #2895c68b
+def check_keys(
+    entry: Any,
+    keys: Sequence[str],
+    place: str,  # where the entry stands, for messages
+) -> None:
+    """`ValueError` for an entry that is no object, or lacks a key.
+
+    Args:
+        entry (Any)
+        keys (Sequence[str])
+        place (str): where the entry stands, for messages
+    """
+    if not isinstance(entry, Mapping): raise ValueError(f"{place} is {type(entry).__name__}, want an object")
+    if missing := [key for key in keys if key not in entry]:
+        raise ValueError(f"{place} has no {missing[0]!r}; it has {sorted(entry)}")
+
 def check_box(
     box: Sequence[float],  # x, y, width, height
     image_id: int,
@@ -47,12 +63,12 @@ def check_box(
         image_id (int)
         annotation_id (int)
     """
-    numbers = (
-        isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)
-    )
-    if not numbers or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
-        wanted = "x, y, width, height, finite, sizes ≥ 0"
-        raise ValueError(f"image {image_id}: bbox of annotation {annotation_id} is {box}: want {wanted}")
+    four = isinstance(box, (list, tuple)) and len(box) == 4
+    if not four or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box) or min(box[2:]) < 0:
+        raise ValueError(
+            f"image {image_id}: bbox of annotation {annotation_id} is {box}: want x, y, width, height, "
+            "finite, sizes ≥ 0"
+        )
 
 # %% ../nbs/93_data.ipynb #46f6027a
 def clip_boxes(
@@ -95,32 +111,23 @@ def detection_target(
     """
     annotations = [a for a in target["annotations"] if not a.get("iscrowd", 0)]
     for i, annotation in enumerate(annotations):
-        for key in ("bbox", "category_id"):
-            if key not in annotation:
-                raise ValueError(
-                    f"image {target['image_id']}: annotation {annotation.get('id', i)} has no {key!r}; it "
-                    f"has {sorted(annotation)}"
-                )
-        check_box(annotation["bbox"], target["image_id"], annotation.get("id", i))
+        name = annotation.get("id", i)
+        check_keys(annotation, ("bbox", "category_id"), f"image {target['image_id']}: annotation {name}")
+        check_box(annotation["bbox"], target["image_id"], name)
     corners = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     boxes, keep = clip_boxes(corners, height, width)
-    area = torch.tensor(
-        [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=torch.float32
-    )
-    labels = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+    kept = [annotation for annotation, inside in zip(annotations, keep) if inside]
     result = {
-        "boxes": boxes[keep], "class_labels": labels[keep], "area": area[keep],
-        "iscrowd": torch.zeros_like(labels[keep]), "image_id": torch.tensor([target["image_id"]]),
+        "boxes": boxes[keep], "class_labels": torch.tensor([a["category_id"] for a in kept], dtype=torch.int64),
+        "area": torch.tensor([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in kept], dtype=torch.float32),
+        "iscrowd": torch.zeros(len(kept), dtype=torch.int64), "image_id": torch.tensor([target["image_id"]]),
         "orig_size": torch.tensor([height, width]),
     }
-    if not masks: return result
-    drawn = [
-        annotation_mask(a, height, width, target["image_id"]) for a, kept in zip(annotations, keep) if kept
-    ]
-    return result | {
-        "masks": torch.stack(drawn) if drawn else torch.zeros(0, height, width, dtype=torch.bool)
-    }
+    if masks:
+        drawn = [annotation_mask(a, height, width, target["image_id"]) for a in kept]
+        result["masks"] = torch.stack(drawn) if drawn else torch.zeros(0, height, width, dtype=torch.bool)
+    return result
 
 # %% ../nbs/93_data.ipynb #a96b84af
 def annotation_mask(
@@ -148,23 +155,32 @@ def annotation_mask(
     shape: Any = annotation.get("segmentation")
     if not shape: raise ValueError(f"{name} has segmentation={shape!r}: want polygons or run lengths")
     if isinstance(shape, dict) and list(shape.get("size", ())) != [height, width]:
-        wanted = f"[{height}, {width}], height and width of the image"
-        raise ValueError(f"{name} has run lengths for size {shape.get('size')}: want {wanted}")
-    for polygon in shape if isinstance(shape, list) else ():
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(
-                f"{name} has a polygon of {len(polygon)} numbers: want x, y of at least three corners"
-            )
+        raise ValueError(
+            f"{name} has run lengths for size {shape.get('size')}: want [{height}, {width}], height and "
+            "width of the image"
+        )
+    polygons = isinstance(shape, list)
+    if odd := [len(polygon) for polygon in (shape if polygons else ()) if len(polygon) < 6 or len(polygon) % 2]:
+        raise ValueError(f"{name} has a polygon of {odd[0]} numbers: want x, y of at least three corners")
     try:
-        if isinstance(shape, list):
-            shape = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
-        elif isinstance(shape["counts"], list):
+        if polygons or isinstance(shape["counts"], list):
             shape = coco_mask.frPyObjects(shape, height, width)
-        return torch.from_numpy(coco_mask.decode(shape)).bool()
+        return torch.from_numpy(coco_mask.decode(coco_mask.merge(shape) if polygons else shape)).bool()
     except Exception as error:
         raise ValueError(f"{name} has a segmentation that cannot be drawn ({error})") from error
 
 # %% ../nbs/93_data.ipynb #78408126
+def repeated(values: Iterable) -> list:
+    """The values that occur more than once.
+
+    Args:
+        values (Iterable)
+
+    Returns:
+        list
+    """
+    return [value for value, count in Counter(values).items() if count > 1]
+
 def check_entries(
     data: dict,                          # a parsed annotation file
     source: str | os.PathLike,           # its name, for messages
@@ -179,26 +195,19 @@ def check_entries(
         wanted (dict[str, tuple[str, ...]]): the lists that it must hold, and the keys of their
             entries
     """
-    if not isinstance(data, dict):
-        raise ValueError(f"{source}: holds {type(data).__name__}, want an object with {', '.join(wanted)}")
+    check_keys(data, list(wanted), str(source))
     for name, keys in wanted.items():
-        if name not in data: raise ValueError(f"{source}: no {name!r}; it has {sorted(data)}")
         if not isinstance(data[name], list):
             raise ValueError(f"{source}: {name} is {type(data[name]).__name__}, want a list")
+        numbers = {"id", "image_id", "category_id", "width", "height"} & set(keys)
         for i, entry in enumerate(data[name]):
-            place = f"{source}: {name}[{i}]"
-            if not isinstance(entry, dict):
-                raise ValueError(f"{place} is {type(entry).__name__}, want an object")
-            missing = next((key for key in keys if key not in entry), None)
-            if missing: raise ValueError(f"{place} has no {missing!r}; it has {sorted(entry)}")
-            for key in {"id", "image_id", "category_id", "width", "height"} & set(keys):
-                if not isinstance(entry[key], int):
-                    raise ValueError(f"{place} has {key}={entry[key]!r}: want a whole number")
-                if key in ("width", "height") and entry[key] < 1:
-                    raise ValueError(f"{place} has {key}={entry[key]}: want at least 1")
-        ids = Counter(entry["id"] for entry in data[name]) if "id" in keys else Counter()
-        if ids.total() > len(ids):
-            raise ValueError(f"{source}: two {name} share the id {ids.most_common(1)[0][0]}")
+            check_keys(entry, keys, f"{source}: {name}[{i}]")
+            for key in numbers:
+                least = ", at least 1" if key in ("width", "height") else ""
+                if not isinstance(entry[key], int) or least and entry[key] < 1:
+                    raise ValueError(f"{source}: {name}[{i}] has {key}={entry[key]!r}: want a whole number{least}")
+        if twice := repeated(entry["id"] for entry in data[name] if "id" in keys):
+            raise ValueError(f"{source}: two {name} share the id {twice[0]}")
 
 # %% ../nbs/93_data.ipynb #59e87566
 COCO_KEYS = {
@@ -206,8 +215,45 @@ COCO_KEYS = {
     "annotations": ("id", "image_id", "category_id", "bbox"), "categories": ("id", "name"),
 }
 
+def read_annotations(
+    path: str | os.PathLike,
+    wanted: dict[str, tuple[str, ...]],  # as `check_entries` has it
+) -> dict:
+    """A COCO annotation file, of boxes or panoptic, that `check_entries` finds good and that refers
+    to nothing that it does not list.
+
+    Args:
+        path (str | os.PathLike)
+        wanted (dict[str, tuple[str, ...]]): as `check_entries` has it
+
+    Returns:
+        dict
+
+    Raises:
+        ValueError: names what does.
+        FileNotFoundError: for a file that is not there.
+    """
+    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such annotation file")
+    data = read_json(path)
+    check_entries(data, path, wanted)
+    images, categories = ({entry["id"] for entry in data[name]} for name in ("images", "categories"))
+    for annotation in data["annotations"]:
+        image_id = annotation["image_id"]
+        if image_id not in images:
+            raise ValueError(
+                f"{path}: annotation {annotation.get('id', annotation.get('file_name'))} belongs to image "
+                f"{image_id}, which is not listed"
+            )
+        for part in annotation.get("segments_info", [annotation]):
+            check_keys(part, ("id", "category_id"), f"{path}: a segment of image {image_id}")
+            if part["category_id"] not in categories:
+                name = f"{'annotation' if part is annotation else 'segment'} {part['id']} (image {image_id})"
+                raise ValueError(f"{path}: {name} has category {part['category_id']}, which is not listed")
+    return data
+
+# %% ../nbs/93_data.ipynb #5d1f0c37
 def check_coco(
-    data: dict,                 # a parsed annotation file
+    data: dict,                 # what `read_annotations` returns
     source: str | os.PathLike,  # its name, for messages
     folder: Path,               # where its images lie
 ) -> None:
@@ -215,38 +261,30 @@ def check_coco(
     inside their image.
 
     Args:
-        data (dict): a parsed annotation file
+        data (dict): what `read_annotations` returns
         source (str | os.PathLike): its name, for messages
         folder (Path): where its images lie
 
     Raises:
-        ValueError: for a fault in the file.
+        ValueError: for a box that is none.
         FileNotFoundError: for an image that is not there.
     """
-    check_entries(data, source, COCO_KEYS)
     sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
-    categories = {c["id"] for c in data["categories"]}
     empty = []
     for annotation in data["annotations"]:
-        image_id = annotation["image_id"]
-        category = annotation["category_id"]
-        name = f"{source}: annotation {annotation['id']}"
-        if image_id not in sizes:
-            raise ValueError(f"{name} belongs to image {image_id}, which is not listed")
-        if category not in categories:
-            raise ValueError(f"{name} (image {image_id}) has category {category}, which is not listed")
-        check_box(annotation["bbox"], image_id, annotation["id"])
-        (x, y, w, h), (width, height) = annotation["bbox"], sizes[image_id]
+        check_box(annotation["bbox"], annotation["image_id"], annotation["id"])
+        (x, y, w, h), (width, height) = annotation["bbox"], sizes[annotation["image_id"]]
         if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
-            empty.append(image_id)
-    for image in data["images"]:
-        if not (folder / image["file_name"]).is_file():
-            raise FileNotFoundError(
-                f"{folder / image['file_name']}: no such image; {source} lists it as image {image['id']}"
-            )
+            empty.append(annotation["image_id"])
+    if lost := [image for image in data["images"] if not (folder / image["file_name"]).is_file()]:
+        raise FileNotFoundError(
+            f"{folder / lost[0]['file_name']}: no such image; {source} lists it as image {lost[0]['id']}"
+        )
     if empty:
-        found = f"{len(empty)}, the first in image {empty[0]}"
-        warnings.warn(f"{source}: boxes without area inside their image are left out: {found}", stacklevel=3)
+        warnings.warn(
+            f"{source}: boxes without area inside their image are left out: {len(empty)}, the first in "
+            f"image {empty[0]}", stacklevel=3,
+        )
 
 # %% ../nbs/93_data.ipynb #41b0717e
 def coco_index(
@@ -260,8 +298,9 @@ def coco_index(
     """
     from pycocotools.coco import COCO
     coco: Any = COCO()
-    complete = [{"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]} | a for a in data["annotations"]]
-    coco.dataset = data | {"annotations": complete}
+    coco.dataset = data | {
+        "annotations": [{"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]} | a for a in data["annotations"]]
+    }
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
@@ -287,8 +326,7 @@ class CocoDetection(Dataset):
     ):
         self.folder = Path(img_folder)
         self.transforms = transforms
-        if not Path(ann_file).is_file(): raise FileNotFoundError(f"{ann_file}: no such annotation file")
-        data = read_json(ann_file)
+        data = read_annotations(ann_file, COCO_KEYS)
         check_coco(data, ann_file, self.folder)
         self.coco = coco_index(data)
         self.ids = sorted(self.coco.imgs)
@@ -310,8 +348,10 @@ class CocoDetection(Dataset):
         path = self.folder / entry["file_name"]
         image = read_image(path)
         if image.size != (entry["width"], entry["height"]):
-            found = f"{path} has {image.size[0]} × {image.size[1]} pixels"
-            raise ValueError(f"{found}, its entry says {entry['width']} × {entry['height']}")
+            raise ValueError(
+                f"{path} has {image.width} × {image.height} pixels, its entry says "
+                f"{entry['width']} × {entry['height']}"
+            )
         target = {"image_id": entry["id"], "annotations": self.coco.imgToAnns[entry["id"]]}
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
@@ -340,8 +380,8 @@ class SceneDetection(Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, dict]:
         if not 0 <= index < self.count: raise IndexError(f"index {index}: want 0 … {self.count - 1}")
         scene = draw_scene(self.seed, index, self.split)
-        annotations = scene_annotations(scene, self.masks)
-        return Image.fromarray(scene.image), {"image_id": index + 1, "annotations": annotations}
+        target = {"image_id": index + 1, "annotations": scene_annotations(scene, self.masks)}
+        return Image.fromarray(scene.image), target
 
     @cached_property
     def coco(self):
@@ -349,16 +389,14 @@ class SceneDetection(Dataset):
         annotations = [
             a | {"image_id": i + 1} for i in range(self.count) for a in self[i][1]["annotations"]
         ]
-        return coco_index(
-            {
-                "images": [
-                    {"id": i + 1, "file_name": f"{i + 1:06d}.png", "width": SIZE, "height": SIZE}
-                    for i in range(self.count)
-                ],
-                "annotations": [a | {"id": i + 1} for i, a in enumerate(annotations)],
-                "categories": CATEGORIES,
-            }
-        )
+        return coco_index({
+            "images": [
+                {"id": i + 1, "file_name": f"{i + 1:06d}.png", "width": SIZE, "height": SIZE}
+                for i in range(self.count)
+            ],
+            "annotations": [a | {"id": i + 1} for i, a in enumerate(annotations)],
+            "categories": CATEGORIES,
+        })
 
 # %% ../nbs/93_data.ipynb #b9b06254
 def rgb_to_id(
@@ -385,8 +423,7 @@ def id_to_rgb(
     Returns:
         np.ndarray: (…, 3) uint8
     """
-    ids = np.asarray(ids).astype(np.int64)
-    return np.stack([ids % 256, ids // 256 % 256, ids // 256**2], -1).astype(np.uint8)
+    return (np.asarray(ids).astype(np.int64)[..., None] // (1, 256, 256**2) % 256).astype(np.uint8)
 
 # %% ../nbs/93_data.ipynb #760119ff
 def read_panoptic(
@@ -408,20 +445,19 @@ def read_panoptic(
         ValueError: where PNG and entry do not name the same segments, or the size is another.
         FileNotFoundError: for a PNG that is not there.
     """
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such panoptic PNG")
+
     # numbers, not brightness
     ids = rgb_to_id(np.asarray(read_image(path, lambda file: file.convert("RGB"))))
     if size is not None and ids.shape != tuple(size):
-        found = f"{ids.shape[1]} × {ids.shape[0]} pixels"
-        raise ValueError(f"{path} has {found}: want {size[1]} × {size[0]}, those of its image")
-    listed = Counter(s["id"] for s in segments_info)
+        raise ValueError(
+            f"{path} has {ids.shape[1]} × {ids.shape[0]} pixels: want {size[1]} × {size[0]}, those of its image"
+        )
+    listed = [segment["id"] for segment in segments_info]
     drawn = set(np.unique(ids).tolist())
-    if listed.total() > len(listed):
-        raise ValueError(f"{path}: segments_info lists segment {listed.most_common(1)[0][0]} twice")
-    lacking, unlisted = sorted(set(listed) - drawn), sorted(drawn - set(listed) - {0})
-    if lacking: raise ValueError(f"{path} has no pixel of the listed segments {lacking}")
-    if unlisted:
+    if twice := repeated(listed): raise ValueError(f"{path}: segments_info lists segment {twice[0]} twice")
+    if lacking := sorted(set(listed) - drawn):
+        raise ValueError(f"{path} has no pixel of the listed segments {lacking}")
+    if unlisted := sorted(drawn - {0, *listed}):
         raise ValueError(f"{path} has pixels of the segments {unlisted}, which segments_info does not list")
     return ids
 
@@ -452,20 +488,15 @@ def panoptic_target(
     image_id = target.get("image_id", target.get("id"))
     segments = target["segments_info"]
     for i, segment in enumerate(segments):
-        missing = next((key for key in ("id", "category_id") if key not in segment), None)
-        if missing:
-            raise ValueError(
-                f"image {image_id}: segments_info[{i}] has no {missing!r}; it has {sorted(segment)}"
-            )
+        check_keys(segment, ("id", "category_id"), f"image {image_id}: segments_info[{i}]")
     ids = torch.from_numpy(read_panoptic(Path(masks_path) / target["file_name"], segments, (height, width)))
     masks = ids == torch.tensor([s["id"] for s in segments], dtype=torch.int64).reshape(-1, 1, 1)
-    result = {
+    return {
         "boxes": masks_to_boxes(masks), "area": masks.flatten(1).sum(1).float(),
         "class_labels": torch.tensor([s["category_id"] for s in segments], dtype=torch.int64),
         "iscrowd": torch.tensor([s.get("iscrowd", 0) for s in segments], dtype=torch.int64),
         "image_id": torch.tensor([image_id]), "orig_size": torch.tensor([height, width]),
-    }
-    return result | ({"masks": masks} if return_masks else {})
+    } | ({"masks": masks} if return_masks else {})
 
 # %% ../nbs/93_data.ipynb #a6cbb821
 PANOPTIC_KEYS = {
@@ -488,31 +519,13 @@ def read_panoptic_file(
         ValueError: names the entry for what would fail later.
         FileNotFoundError: for a file that is not there.
     """
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such annotation file")
-    data = read_json(path)
-    check_entries(data, path, PANOPTIC_KEYS)
-    images, categories = ({entry["id"] for entry in data[name]} for name in ("images", "categories"))
-    seen = set()
-    for annotation in data["annotations"]:
-        image_id = annotation["image_id"]
-        if image_id not in images:
-            raise ValueError(f"{path}: an annotation belongs to image {image_id}, which is not listed")
-        if image_id in seen: raise ValueError(f"{path}: image {image_id} has two annotations")
-        seen.add(image_id)
-        for segment in annotation["segments_info"]:
-            place = f"segment {segment.get('id')} of image {image_id}"
-            if "id" not in segment:
-                raise ValueError(
-                    f"{path}: a segment of image {image_id} has no 'id'; it has {sorted(segment)}"
-                )
-            if segment.get("category_id") not in categories:
-                raise ValueError(
-                    f"{path}: {place} has category {segment.get('category_id')}, which is not listed"
-                )
-    bare = sorted(images - seen)
-    if bare:
-        found = f"images without annotation are left out: {len(bare)}, the first is {bare[0]}"
-        warnings.warn(f"{path}: {found}", stacklevel=2)
+    data = read_annotations(path, PANOPTIC_KEYS)
+    annotated = [annotation["image_id"] for annotation in data["annotations"]]
+    if twice := repeated(annotated): raise ValueError(f"{path}: image {twice[0]} has two annotations")
+    if bare := sorted({image["id"] for image in data["images"]} - set(annotated)):
+        warnings.warn(
+            f"{path}: images without annotation are left out: {len(bare)}, the first is {bare[0]}", stacklevel=2
+        )
     return data
 
 # %% ../nbs/93_data.ipynb #a1a534cb
@@ -544,21 +557,18 @@ class CocoPanoptic(Dataset):
         self.data = read_panoptic_file(ann_file)
         self.images = {image["id"]: image for image in self.data["images"]}
         self.annotations = sorted(self.data["annotations"], key=lambda a: a["image_id"])
-        for annotation in self.annotations:
-            for path in (self.image_path(annotation), self.masks_path / annotation["file_name"]):
-                if not path.is_file():
-                    raise FileNotFoundError(
-                        f"{path}: no such file; {ann_file} lists it for image {annotation['image_id']}"
-                    )
+        lost = [
+            f"{path}: no such file; {ann_file} lists it for image {a['image_id']}" for a in self.annotations
+            for path in (self.image_path(a), self.masks_path / a["file_name"]) if not path.is_file()
+        ]
+        if lost: raise FileNotFoundError(lost[0])
 
     @cached_property
     def coco(self):
         "The segments' boxes as a `pycocotools` `COCO`, to evaluate detections against."
         segments = [s | {"image_id": a["image_id"]} for a in self.annotations for s in a["segments_info"]]
         for i, segment in enumerate(segments, start=1):
-            if "bbox" not in segment:
-                found = f"a segment of image {segment['image_id']} has no 'bbox'"
-                raise ValueError(f"{self.ann_file}: {found}; it has {sorted(segment)}")
+            check_keys(segment, ("bbox",), f"{self.ann_file}: a segment of image {segment['image_id']}")
             segment["id"] = i
         return coco_index({
             "images": [self.images[a["image_id"]] for a in self.annotations],

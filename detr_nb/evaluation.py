@@ -9,18 +9,18 @@ import contextlib
 import copy
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, inference_mode
 
-from .data import CocoPanoptic, id_to_rgb, read_panoptic, read_panoptic_file
+from .data import CocoPanoptic, check_keys, id_to_rgb, read_panoptic, read_panoptic_file, repeated
 from .detector import DetrForObjectDetection, evaluating
 from .files import atomic, write_json
 from .losses import gather_objects, rank_and_world
@@ -111,33 +111,29 @@ def compare_segments(
         raise ValueError(
             f"the truth has shape {true_ids.shape}, the prediction {found_ids.shape}: want the same"
         )
-    truth, found = ({s["id"]: s for s in segments} for segments in (true_segments, found_segments))
     true_area, found_area = _areas(true_ids), _areas(found_ids)
-    bare = sorted((truth.keys() - true_area.keys()) | (found.keys() - found_area.keys()))
-    if bare: raise ValueError(f"segments {bare} are listed and have no pixel")
-    shared = _areas(true_ids * 256**3 + found_ids)  # one number a pair: many times faster than rows of two
-    overlap = {divmod(pair, 256**3): n for pair, n in shared.items()}
-    result: dict[int, Quality] = {}
-    def count(category: int, **numbers):
-        result[category] = result.get(category, Quality()) + Quality(**numbers)
-    matched_true, matched_found = set(), set()
-    for (t, f), n in overlap.items():
-        if t not in truth or f not in found or truth[t].get("iscrowd", 0): continue
-        iou = n / (true_area[t] + found_area[f] - n - overlap.get((0, f), 0))
-        if truth[t]["category_id"] == found[f]["category_id"] and iou > 0.5:
-            count(truth[t]["category_id"], iou=iou, tp=1)
-            matched_true.add(t)
-            matched_found.add(f)
-    for t in truth.keys() - matched_true:
-        if not truth[t].get("iscrowd", 0):
-            count(truth[t]["category_id"], fn=1)
+    bare = {s["id"] for s in true_segments} - true_area.keys() | {s["id"] for s in found_segments} - found_area.keys()
+    if bare: raise ValueError(f"segments {sorted(bare)} are listed and have no pixel")
+    overlap = Counter({  # one number a pair: many times faster than rows of two
+        divmod(pair, 256**3): n for pair, n in _areas(true_ids * 256**3 + found_ids).items()
+    })
     crowds = {s["category_id"]: s["id"] for s in true_segments if s.get("iscrowd", 0)}
-    for f in found.keys() - matched_found:
-        category = found[f]["category_id"]
-        ignored = overlap.get((0, f), 0) + overlap.get((crowds.get(category, -1), f), 0)
-        if ignored / found_area[f] <= 0.5:
-            count(category, fp=1)
-    return result
+    truth = {s["id"]: s["category_id"] for s in true_segments if not s.get("iscrowd", 0)}
+    found = {s["id"]: s["category_id"] for s in found_segments}
+    ious = {
+        (t, f): n / (true_area[t] + found_area[f] - n - overlap[0, f])
+        for (t, f), n in overlap.items() if t in truth and f in found and truth[t] == found[f]
+    }
+    matched = {pair: iou for pair, iou in ious.items() if iou > 0.5}
+    result = defaultdict(Quality)
+    for (t, _), iou in matched.items():
+        result[truth[t]] += Quality(iou, tp=1)
+    for t in truth.keys() - {t for t, _ in matched}:
+        result[truth[t]] += Quality(fn=1)
+    for f in found.keys() - {f for _, f in matched}:
+        if overlap[0, f] + overlap[crowds.get(found[f], -1), f] <= found_area[f] / 2:
+            result[found[f]] += Quality(fp=1)
+    return dict(result)
 
 # %% ../nbs/33_evaluation.ipynb #8085c43d
 def summarize_quality(
@@ -178,15 +174,14 @@ def box_rows(
     Returns:
         np.ndarray: (ΣK, 7) image, x, y, width, height, score, category
     """
-    rows = [np.zeros((0, 7))]
-    for image_id, p in sorted(predictions.items()):
-        low, high = p["boxes"][:, :2], p["boxes"][:, 2:]
-        rows.append(
-            np.column_stack(
-                [np.full(len(p["scores"]), image_id), low, high - low, p["scores"], p["labels"]]
-            )
-        )
-    return np.concatenate(rows).astype(np.float64)
+    rows = [
+        np.column_stack([
+            np.full(len(p["scores"]), i), p["boxes"][:, :2], p["boxes"][:, 2:] - p["boxes"][:, :2], p["scores"],
+            p["labels"],
+        ])
+        for i, p in sorted(predictions.items())
+    ]
+    return np.concatenate([np.zeros((0, 7)), *rows]).astype(np.float64)
 
 def mask_entries(
     predictions: Mapping[int, Mapping],  # image id → scores (K,), labels (K,), masks: K run lengths
@@ -236,8 +231,10 @@ class CocoEvaluator:
         self.coco_eval: dict[str, Any] = {}
         bare = next((a for a in coco.anns.values() if not a.get("segmentation")), None)
         if bare and "segm" in self.iou_types:
-            name = f"annotation {bare['id']} of image {bare['image_id']}"
-            raise ValueError(f"{name} has no segmentation: want one in all, to evaluate masks")
+            raise ValueError(
+                f"annotation {bare['id']} of image {bare['image_id']} has no segmentation: want one in all, "
+                "to evaluate masks"
+            )
 
     def update(
         self,
@@ -252,18 +249,16 @@ class CocoEvaluator:
         Raises:
             ValueError: for an image that is not in the ground truth.
         """
-        wanted = ["scores", "labels", *(("boxes", "masks")[kind == "segm"] for kind in self.iou_types)]
+        wanted = ["scores", "labels", *({"bbox": "boxes", "segm": "masks"}[kind] for kind in self.iou_types)]
         for image_id, found in predictions.items():
             if int(image_id) not in self.coco.imgs:
                 raise ValueError(f"image {image_id} is not in the ground truth")
-            missing = next((name for name in wanted if name not in found), None)
-            if missing: raise ValueError(f"image {image_id}: predictions have no {missing!r}")
-            kept: dict[str, Any] = {
-                name: found[name].detach().cpu().numpy() for name in wanted if name != "masks"
+            check_keys(found, wanted, f"image {image_id}: the prediction")
+            self.predictions[int(image_id)] = {
+                name: to_rle(found[name].flatten(0, -3) > 0.5)
+                if name == "masks" else found[name].detach().cpu().numpy()
+                for name in wanted
             }
-            if "masks" in wanted:
-                kept["masks"] = to_rle(found["masks"].flatten(0, -3) > 0.5)
-            self.predictions[int(image_id)] = kept
 
     def synchronize_between_processes(self) -> None:
         "Give every process the detections of all. An image that two of them saw counts once."
@@ -297,20 +292,21 @@ class CocoEvaluator:
         Returns:
             dict
         """
-        tables = {}
-        for iou_type in self.iou_types:
-            evaluation = self.coco_eval[iou_type]
-            if category_ids is not None:
-                # categories are evaluated apart from each other: the third axis, and the second
-                evaluation = copy.copy(evaluation)
-                own = [i for i, category in enumerate(evaluation.params.catIds) if category in category_ids]
-                evaluation.eval = evaluation.eval | {
-                    "precision": evaluation.eval["precision"][:, :, own], "recall": evaluation.eval["recall"][:, own],
-                }
-            with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-                evaluation.summarize()
-            tables[iou_type] = dict(zip(METRICS, evaluation.stats.tolist()))
+        tables = {kind: self._table(kind, verbose, category_ids) for kind in self.iou_types}
         return tables if len(tables) > 1 else tables[self.iou_types[0]]
+
+    def _table(self, iou_type: str, verbose: bool, category_ids: Sequence[int] | None) -> dict[str, float]:
+        evaluation = self.coco_eval[iou_type]
+        if category_ids is not None:
+            # categories are evaluated apart from each other: the third axis, and the second
+            evaluation = copy.copy(evaluation)
+            own = [i for i, category in enumerate(evaluation.params.catIds) if category in category_ids]
+            evaluation.eval = evaluation.eval | {
+                "precision": evaluation.eval["precision"][:, :, own], "recall": evaluation.eval["recall"][:, own],
+            }
+        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+            evaluation.summarize()
+        return dict(zip(METRICS, evaluation.stats.tolist()))
 
 # %% ../nbs/33_evaluation.ipynb #4081b6c1
 def thing_ids(coco) -> list[int] | None:
@@ -322,42 +318,44 @@ def thing_ids(coco) -> list[int] | None:
     Returns:
         list[int] | None
     """
-    categories = coco.dataset["categories"]
-    if not all("isthing" in c for c in categories) or all(c["isthing"] for c in categories): return None
-    return [c["id"] for c in categories if c["isthing"]]
+    kinds = {c["id"]: c.get("isthing") for c in coco.dataset["categories"]}
+    told = None not in kinds.values() and not all(kinds.values())
+    return [category for category, thing in kinds.items() if thing] if told else None
 
 # %% ../nbs/33_evaluation.ipynb #d049a646
-@torch.inference_mode()
+@inference_mode()
 def run_model(
-    model: nn.Module,                 # pixel_values, pixel_mask → outputs
+    model: Any,                       # pixel_values, pixel_mask → outputs
     dataset, processor: DetrImageProcessor, batch_size: int, progress: bool,
-    predict: Callable | None = None,  # in place of the model's forward
-) -> Iterator:                        # (outputs, pixel_mask, [(image, target), …]), batch by batch
+    threshold: float | None = None,   # of a query's best score: masks of the queries above it, by `model.predict`
+) -> Iterator:                        # (outputs, ids of the images, their target_sizes and pixel_mask), batch by batch
     """This process's share of a dataset through a model in evaluation mode.
 
     Args:
-        model (nn.Module): pixel_values, pixel_mask → outputs
+        model (Any): pixel_values, pixel_mask → outputs
         dataset
         processor (DetrImageProcessor)
         batch_size (int)
         progress (bool)
-        predict (Callable | None): in place of the model's forward
+        threshold (float | None): of a query's best score: masks of the queries above it, by
+            `model.predict`
 
     Returns:
-        Iterator: (outputs, pixel_mask, [(image, target), …]), batch by batch
+        Iterator: (outputs, ids of the images, their target_sizes and pixel_mask), batch by batch
     """
     from tqdm.auto import tqdm
     rank, world = rank_and_world()
     mine = range(rank, len(dataset), world)
     device = next(model.parameters()).device
-    bar = tqdm(
-        range(0, len(mine), batch_size), desc="evaluate", leave=False, disable=not progress or rank > 0
-    )
+    predict = model if threshold is None else partial(model.predict, threshold=threshold)
     with evaluating(model):
-        for start in bar:
-            items = [dataset[i] for i in mine[start : start + batch_size]]
-            batch = processor.collate([processor.encode(image) for image, _ in items]).to(device)
-            yield (predict or model)(batch.pixel_values, batch.pixel_mask), batch.pixel_mask, items
+        for start in tqdm(
+            range(0, len(mine), batch_size), desc="evaluate", leave=False, disable=not progress or rank > 0
+        ):
+            images, targets = zip(*(dataset[i] for i in mine[start : start + batch_size]))
+            batch = processor.collate([processor.encode(image) for image in images]).to(device)
+            frame = {"target_sizes": [(image.height, image.width) for image in images], "pixel_mask": batch.pixel_mask}
+            yield predict(batch.pixel_values, batch.pixel_mask), [t["image_id"] for t in targets], frame
 
 # %% ../nbs/33_evaluation.ipynb #25444059
 def evaluate(
@@ -387,23 +385,22 @@ def evaluate(
         dict[str, dict[str, float]]
     """
     evaluator = CocoEvaluator(dataset.coco, iou_types)
-    predict = partial(model.predict, threshold=mask_threshold) if mask_threshold else None
-    for outputs, pixel_mask, items in run_model(model, dataset, processor, batch_size, progress, predict):
-        sizes = [(image.height, image.width) for image, _ in items]
-        results: list[dict] = processor.post_process_object_detection(outputs, -1.0, sizes, pixel_mask)
+    for outputs, image_ids, frame in run_model(
+        model, dataset, processor, batch_size, progress, mask_threshold or None
+    ):
+        results: list[dict] = processor.post_process_object_detection(outputs, -1.0, **frame)
         if "segm" in evaluator.iou_types:
-            for result, output in zip(results, split_outputs(outputs, sizes, pixel_mask)):
+            for result, output in zip(results, split_outputs(outputs, **frame)):
                 result["masks"] = resize_masks(output.masks.float(), output.size, output.cells) > 0
-        evaluator.update({target["image_id"]: result for (_, target), result in zip(items, results)})
+        evaluator.update(dict(zip(image_ids, results)))
     evaluator.synchronize_between_processes()
     evaluator.accumulate()
-    tables = {}
     things = thing_ids(dataset.coco)
-    for name, ids in [("all", None)] + ([("things", things)] if things else []):
-        summary = evaluator.summarize(verbose=False, category_ids=ids)
-        by_type = summary if len(evaluator.iou_types) > 1 else {evaluator.iou_types[0]: summary}
-        tables |= {name if kind == "bbox" else f"{name} masks": table for kind, table in by_type.items()}
-    return tables
+    groups = {"all": None, "things": things} if things else {"all": None}
+    return {
+        name if kind == "bbox" else f"{name} masks": evaluator._table(kind, False, ids)
+        for name, ids in groups.items() for kind in evaluator.iou_types
+    }
 
 # %% ../nbs/33_evaluation.ipynb #88a49ec7
 def format_tables(
@@ -417,14 +414,8 @@ def format_tables(
     Returns:
         str
     """
-    rows = [" " * 10 + "".join(f"{name:>14}" for name in tables)]
-    return "\n".join(
-        rows
-        + [
-            f"{metric:<10}" + "".join(f"{table[metric]:14.3f}" for table in tables.values())
-            for metric in METRICS
-        ]
-    )
+    rows = [f"{metric:<10}" + "".join(f"{table[metric]:14.3f}" for table in tables.values()) for metric in METRICS]
+    return "\n".join([" " * 10 + "".join(f"{name:>14}" for name in tables), *rows])
 
 # %% ../nbs/33_evaluation.ipynb #9fcca297
 def png_bytes(
@@ -460,13 +451,13 @@ def count_qualities(
     Returns:
         dict[int, Quality]: by category
     """
-    counts: dict[int, Quality] = {}
+    counts = defaultdict(Quality)
     for image_id, annotation in truth.items():
-        mine = found[image_id]
-        true_ids = read_panoptic(truth_folder / annotation["file_name"], annotation["segments_info"])
-        found_ids = read_panoptic(found_folder / mine["file_name"], mine["segments_info"], true_ids.shape)
-        one = compare_segments(true_ids, annotation["segments_info"], found_ids, mine["segments_info"])
-        counts |= {category: counts.get(category, Quality()) + quality for category, quality in one.items()}
+        listed, guessed = annotation["segments_info"], found[image_id]["segments_info"]
+        true_ids = read_panoptic(truth_folder / annotation["file_name"], listed)
+        found_ids = read_panoptic(found_folder / found[image_id]["file_name"], guessed, true_ids.shape)
+        for category, quality in compare_segments(true_ids, listed, found_ids, guessed).items():
+            counts[category] += quality
     return counts
 
 # %% ../nbs/33_evaluation.ipynb #423baaab
@@ -493,10 +484,8 @@ class PanopticEvaluator:
         self.ann_folder = Path(ann_folder)
         self.output_dir = Path(output_dir)
         self.annotations = {a["image_id"]: a for a in self.truth["annotations"]}
-        stems = [Path(a["file_name"]).stem for a in self.truth["annotations"]]
-        if len(set(stems)) < len(stems):
-            twice = max(stems, key=stems.count)
-            raise ValueError(f"{ann_file}: two PNGs are called {twice}: want a name of its own for each")
+        if twice := repeated(Path(a["file_name"]).stem for a in self.truth["annotations"]):
+            raise ValueError(f"{ann_file}: two PNGs are called {twice[0]}: want a name of its own for each")
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.predictions: list[dict] = []
 
@@ -523,18 +512,14 @@ class PanopticEvaluator:
                 {"id": s["id"], "category_id": s["category_id"] if "category_id" in s else s["label_id"]}
                 for s in prediction["segments_info"]
             ]
-            unknown = sorted({s["category_id"] for s in segments} - known)
-            if unknown:
-                found = f"image {image_id}: segments of the categories {unknown}"
-                raise ValueError(f"{found}, which the ground truth does not list")
+            if unknown := sorted({s["category_id"] for s in segments} - known):
+                raise ValueError(
+                    f"image {image_id}: segments of the categories {unknown}, which the ground truth does "
+                    "not list"
+                )
             name = Path(self.annotations[image_id]["file_name"]).stem + ".png"
-            png = (
-                prediction["png_string"]
-                if "png_string" in prediction
-                else png_bytes(prediction["segmentation"])
-            )
             with atomic(self.output_dir / name) as part:
-                part.write_bytes(png)
+                part.write_bytes(prediction.get("png_string") or png_bytes(prediction["segmentation"]))
             self.predictions.append({"image_id": image_id, "file_name": name, "segments_info": segments})
 
     def synchronize_between_processes(self) -> None:
@@ -553,11 +538,13 @@ class PanopticEvaluator:
             ValueError: for an image of the truth without a prediction.
         """
         found = {p["image_id"]: p for p in self.predictions}
-        missing = sorted(set(self.annotations) - set(found))
-        if missing: raise ValueError(f"no prediction for the images {missing[:10]}")
+        if missing := sorted(self.annotations.keys() - found.keys()):
+            raise ValueError(f"no prediction for the images {missing[:10]}")
         if rank_and_world()[0] > 0: return gather_objects(None)[0]  # the first process writes and counts
-        listing = {"annotations": [found[i] for i in sorted(found)], "categories": self.truth["categories"]}
-        write_json(listing, self.output_dir / "predictions.json")
+        write_json(
+            {"annotations": [found[i] for i in sorted(found)], "categories": self.truth["categories"]},
+            self.output_dir / "predictions.json",
+        )
         counts = count_qualities(self.annotations, self.ann_folder, found, self.output_dir)
         return gather_objects(summarize_quality(counts, self.truth["categories"]))[0]
 
@@ -573,10 +560,10 @@ def format_qualities(
     Returns:
         str
     """
-    numbers = lambda table: (
-        "".join(f"{table[name]:9.3f}" for name in ("pq", "sq", "rq")) + f"{table['n']:9d}"
-    )
-    rows = [f"{kind:<8}" + numbers(tables[kind]) for kind in ("All", "Things", "Stuff")]
+    rows = [
+        f"{kind:<8}" + "".join(f"{tables[kind][name]:9.3f}" for name in ("pq", "sq", "rq")) + f"{tables[kind]['n']:9d}"
+        for kind in ("All", "Things", "Stuff")
+    ]
     return "\n".join([" " * 8 + "".join(f"{name:>9}" for name in ("PQ", "SQ", "RQ", "classes")), *rows])
 
 # %% ../nbs/33_evaluation.ipynb #cc5bd6cb
@@ -606,15 +593,9 @@ def evaluate_panoptic(
     """
     evaluator = PanopticEvaluator(dataset.ann_file, dataset.masks_path, output_dir)
     stuff = {c["id"] for c in dataset.data["categories"] if not c["isthing"]}
-    predict = partial(model.predict, threshold=threshold)
-    for outputs, pixel_mask, items in run_model(model, dataset, processor, batch_size, progress, predict):
-        sizes = [(image.height, image.width) for image, _ in items]
-        results = processor.post_process_panoptic_segmentation(
-            outputs, threshold, label_ids_to_fuse=stuff, target_sizes=sizes, pixel_mask=pixel_mask,
-        )
-        evaluator.update(
-            [result | {"image_id": target["image_id"]} for result, (_, target) in zip(results, items)]
-        )
+    for outputs, image_ids, frame in run_model(model, dataset, processor, batch_size, progress, threshold):
+        results = processor.post_process_panoptic_segmentation(outputs, threshold, label_ids_to_fuse=stuff, **frame)
+        evaluator.update([result | {"image_id": i} for i, result in zip(image_ids, results)])
     evaluator.synchronize_between_processes()
     return evaluator.summarize()
 
@@ -645,6 +626,7 @@ def metrics(
             "PQ stuff": tables["Stuff"]["pq"],
         }
     tables = evaluate(model, val, processor, iou_types=("bbox", "segm") if masks else ("bbox",))
-    scores = {name: tables["all"][name] for name in ("AP", "AP50", "AP75")}
     others = {"things": "AP things", "all masks": "mask AP", "things masks": "mask AP things"}
-    return scores | {name: tables[table]["AP"] for table, name in others.items() if table in tables}
+    return {name: tables["all"][name] for name in ("AP", "AP50", "AP75")} | {
+        name: tables[table]["AP"] for table, name in others.items() if table in tables
+    }

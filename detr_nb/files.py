@@ -168,8 +168,7 @@ def to_rgb(
     if image.mode == "F":
         raise ValueError("an image of floating point pixels (mode F): want one of whole numbers")
     if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64) // 257
-        image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 def read_image(
@@ -217,20 +216,18 @@ def _hub_failure(
     from huggingface_hub import errors as hub
     wanted = " or ".join(filenames)
     neither = f"{name!r} is neither a folder nor an embedded model ({', '.join(EMBEDDED)})"
-    if isinstance(error, hub.LocalEntryNotFoundError):
-        why = "local_files_only=True" if local_files_only else "no connection to the hub"
-        return FileNotFoundError(
-            f"{neither}, and {wanted} could not be had from the hub: {why}, and it was not fetched before"
-        )
-    if isinstance(error, hub.EntryNotFoundError):
-        return FileNotFoundError(
-            f"the hub's {name!r} has no {wanted}" + (f" at revision {revision!r}" if revision else "")
-        )
-    if isinstance(error, hub.RevisionNotFoundError):
-        return FileNotFoundError(f"the hub's {name!r} has no revision {revision!r}")
-    if isinstance(error, (hub.RepositoryNotFoundError, hub.HFValidationError)):
-        return FileNotFoundError(f"{neither}, nor a model on the hub (a private one needs a token)")
-    return FileNotFoundError(f"{name!r}: the hub answered {error}")
+    why = "local_files_only=True" if local_files_only else "no connection to the hub"
+    messages = {  # the first kind that fits
+        hub.LocalEntryNotFoundError:
+            f"{neither}, and {wanted} could not be had from the hub: {why}, and it was not fetched before",
+        hub.EntryNotFoundError:
+            f"the hub's {name!r} has no {wanted}" + (f" at revision {revision!r}" if revision else ""),
+        hub.RevisionNotFoundError: f"the hub's {name!r} has no revision {revision!r}",
+        (hub.RepositoryNotFoundError, hub.HFValidationError):
+            f"{neither}, nor a model on the hub (a private one needs a token)",
+        Exception: f"{name!r}: the hub answered {error}",
+    }
+    return FileNotFoundError(next(message for kind, message in messages.items() if isinstance(error, kind)))
 
 # %% ../nbs/91_files.ipynb #dee9e2be
 def find_file(
@@ -265,15 +262,14 @@ def find_file(
         )
     if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
         raise FileNotFoundError(f"{name}: no such folder")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub import errors, hf_hub_download
     for filename in filenames:
         try:
             return Path(
                 hf_hub_download(str(name), filename, revision=revision, local_files_only=local_files_only)
             )
-        except EntryNotFoundError as error:  # offline too: another of the names may have been fetched before
+        except errors.EntryNotFoundError as error:  # offline too: another of the names may have been fetched before
             failure = error
-        except (HfHubHTTPError, HFValidationError) as error:
+        except (errors.HfHubHTTPError, errors.HFValidationError) as error:
             raise _hub_failure(error, str(name), filenames, revision, local_files_only) from error
     raise _hub_failure(failure, str(name), filenames, revision, local_files_only) from failure

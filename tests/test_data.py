@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from detr_nb import CocoDetection, SceneDetection
-from detr_nb.data import check_coco, detection_target
+from detr_nb.data import detection_target
 
 GOOD = {
     "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}, {"id": 2, "file_name": "b.png", "width": 10, "height": 10}],
@@ -41,11 +41,11 @@ def test_transforms(tmp_path):
 
 
 BROKEN = {
-    "no images": (lambda d: d.pop("images"), "truth.json: no 'images'; it has"),
-    "no annotations": (lambda d: d.pop("annotations"), "truth.json: no 'annotations'"),
+    "no images": (lambda d: d.pop("images"), "truth.json has no 'images'; it has"),
+    "no annotations": (lambda d: d.pop("annotations"), "truth.json has no 'annotations'"),
     "an id that is a string": (lambda d: d["images"][0].update(id="1"), r"images\[0\] has id='1': want a whole number"),
-    "an empty image": (lambda d: d["images"][0].update(width=0), r"images\[0\] has width=0: want at least 1"),
-    "no categories": (lambda d: d.pop("categories"), "truth.json: no 'categories'"),
+    "an empty image": (lambda d: d["images"][0].update(width=0), r"images\[0\] has width=0: want a whole number, at least 1"),
+    "no categories": (lambda d: d.pop("categories"), "truth.json has no 'categories'"),
     "image without width": (lambda d: d["images"][0].pop("width"), r"images\[0\] has no 'width'"),
     "annotation without box": (lambda d: d["annotations"][0].pop("bbox"), r"annotations\[0\] has no 'bbox'"),
     "unknown category": (lambda d: d["annotations"][0].update(category_id=9), r"annotation 1 \(image 1\) has category 9, which is not listed"),
@@ -86,8 +86,8 @@ def test_not_json(tmp_path):
 
 @pytest.mark.parametrize("data,found", [([{"image_id": 1}], "list"), (None, "NoneType")])
 def test_a_results_file_is_no_annotation_file(data, found, tmp_path):
-    with pytest.raises(ValueError, match=f"results.json: holds {found}, want an object with images, annotations, categories"):
-        check_coco(data, "results.json", tmp_path)
+    with pytest.raises(ValueError, match=f"truth.json: holds {found}, want an object"):
+        CocoDetection(*folder_with(tmp_path, text=json.dumps(data)))
 
 
 def test_scenes_end():

@@ -626,7 +626,7 @@ def test_segm_against_the_plain_evaluator():
     plain.evaluate(), plain.accumulate(), plain.summarize()
     np.testing.assert_allclose(list(mine["segm"].values()), plain.stats, atol=1e-12)
     assert 0 < mine["segm"]["AP"] < mine["bbox"]["AP"] == pytest.approx(1)
-    with pytest.raises(ValueError, match="have no 'masks'"):
+    with pytest.raises(ValueError, match="has no 'masks'"):
         evaluator.update({1: {"scores": torch.zeros(1), "labels": torch.zeros(1), "boxes": torch.zeros(1, 4)}})
 
 
