@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test lab course weights export chapters docs browser bench lint clean
+.PHONY: demo test lab course weights experiments export chapters docs browser bench lint clean
 
 demo: .venv/installed
 	$(BIN)/detr-nb demo
@@ -18,6 +18,9 @@ course: .venv/dev  ## the classroom: sources and release from the chapters, then
 
 weights: .venv/installed  ## train the embedded model again from nothing; goes on where it was interrupted
 	$(BIN)/python tools/make_weights.py
+
+experiments: .venv/installed  ## the experiments whose results chapters show; hours in all
+	$(BIN)/python tools/make_experiments.py
 
 export: .venv/dev  ## notebooks → library with its docstrings, and README
 	$(BIN)/python tools/export.py

@@ -21,7 +21,7 @@ from PIL import Image
 # %% auto #0
 __all__ = [
     "ASSETS", "EMBEDDED", "atomic", "write_json", "read_json", "read_log", "Log", "to_rgb",
-    "read_image", "find_file"
+    "read_image", "find_file", "experiment"
 ]
 
 # %% ../nbs/91_files.ipynb #8940894c
@@ -273,3 +273,31 @@ def find_file(
         except (errors.HfHubHTTPError, errors.HFValidationError) as error:
             raise _hub_failure(error, str(name), filenames, revision, local_files_only) from error
     raise _hub_failure(failure, str(name), filenames, revision, local_files_only) from failure
+
+# %% ../nbs/91_files.ipynb #18e4a24a
+def _value(text: str) -> float | str:
+    "A number as a number, everything else as text."
+    try:
+        return float(text)
+    except ValueError: return text
+
+
+def experiment(
+    name: str,
+) -> list[dict[str, Any]]:  # a dictionary a row
+    """The table of an experiment that ships with the package.
+
+    Args:
+        name (str)
+
+    Returns:
+        list[dict[str, Any]]: a dictionary a row
+
+    Raises:
+        ValueError: lists those that there are.
+    """
+    path = ASSETS / "experiments" / f"{name}.csv"
+    if not path.is_file():
+        raise ValueError(f"name={name!r}: want one of {', '.join(sorted(p.stem for p in path.parent.glob('*.csv')))}")
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = [
-    "SIZE", "THINGS", "STUFF", "CATEGORIES", "SHAPES", "TEXTURES", "STAGES", "Thing", "hsv_to_rgb",
-    "random_thing", "Scene", "draw_scene", "scene_annotations", "panoptic_ids", "make_scenes",
-    "strip"
+    "SIZE", "THINGS", "STUFF", "CATEGORIES", "SHAPES", "TEXTURES", "Thing", "hsv_to_rgb",
+    "random_thing", "Scene", "draw_scene", "scene_annotations", "panoptic_ids", "make_scenes"
 ]
 
 # %% ../nbs/92_scenes.ipynb #2563c54d
@@ -429,49 +428,3 @@ def make_scenes(
             )
     for split, count in wanted.items():
         _write_split(folder, split, count, seed, processes)
-
-# %% ../nbs/92_scenes.ipynb #582903d6
-STAGES = {  # DETR's data flow, with the shapes that a scene has in the embedded model
-    "image": "128 × 128 × 3",
-    "tensor": "(1, 3, 128, 128)",
-    "features": "(1, 128, 16, 16)",
-    "tokens": "(1, 256, 128)",
-    "queries": "(1, 25, 128)",
-    "boxes": "(1, 25, 4)",
-    "matching": "25 × T → T pairs",
-    "loss": "one number",
-}
-
-def strip(
-    here: str,  # a key of STAGES
-):
-    """Where we are in DETR: the stages, with the shapes known so far. Returns the axes.
-
-    Args:
-        here (str): a key of STAGES
-    """
-    if here not in STAGES: raise ValueError(f"here={here!r}: want one of {list(STAGES)}")
-    import matplotlib.pyplot as plt
-    ax = plt.figure(figsize=(9, 0.95), layout="constrained").add_subplot(
-        xlim=(-0.5, len(STAGES) - 0.5), ylim=(-0.2, 1.05)
-    )
-    for i, (stage, shape) in enumerate(STAGES.items()):
-        known = i <= list(STAGES).index(here)
-        current = stage == here
-        ax.text(
-            i, 0.62, stage, ha="center", va="center", fontsize=9,
-            color="white" if current else "black" if known else "0.6",
-            bbox=dict(
-                boxstyle="round,pad=0.45",
-                facecolor="#0072B2" if current else "#D6E6F2" if known else "0.95",
-                edgecolor="none",
-            ),
-        )
-        ax.text(i, 0.08, shape if known else "", ha="center", va="center", fontsize=7)
-        if i:
-            ax.annotate(
-                "", (i - 0.40, 0.62), (i - 0.60, 0.62),
-                arrowprops=dict(arrowstyle="->", color="0.5", lw=0.8),
-            )
-    ax.axis("off")
-    return ax

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = [
-    "PALETTE", "class_colour", "show_boxes", "show_heat", "show_segments", "show_matching", "grid",
-    "png", "as_html", "explore", "check_range", "show_distance", "show_all_boxes", "draw_training"
+    "PALETTE", "PARTS", "ARROWS", "class_colour", "Diagram", "architecture", "show_boxes",
+    "show_heat", "show_segments", "show_matching", "grid", "png", "as_html", "explore",
+    "check_range", "show_distance", "show_all_boxes", "draw_training"
 ]
 
 # %% ../nbs/90_visualization.ipynb #8754c31d
@@ -64,6 +65,86 @@ def class_colour(
         tuple[float, float, float]: RGB in 0…1
     """
     return tuple((PALETTE[(category_id - 1) % len(PALETTE)] / 255).tolist())
+
+# %% ../nbs/90_visualization.ipynb #0792408a
+PARTS = {  # of DETR: column, row, words
+    "image": (0, 0, "image"), "backbone": (1, 0, "backbone"), "tokens": (2, 0, "tokens and|positions"),
+    "encoder": (3, 0, "encoder"), "decoder": (4, 0, "decoder"), "heads": (5, 0, "class and|box heads"),
+    "boxes": (6, 0, "classes|and boxes"), "matching": (7, 0, "matching"), "loss": (8, 0, "loss"),
+    "queries": (4, 1, "queries"), "masks": (5, 1, "mask head"), "answers": (6, 1, "answers"),
+    "truth": (7, 1, "truth"), "score": (8, 1, "AP and PQ"),
+}
+ARROWS = (
+    "image backbone", "backbone tokens", "tokens encoder", "encoder decoder", "decoder heads", "heads boxes",
+    "boxes matching", "matching loss", "queries decoder", "decoder masks", "boxes answers", "masks answers",
+    "truth matching", "truth score",
+)
+
+# %% ../nbs/90_visualization.ipynb #2dab06f8
+def _part(name: str, lit: bool) -> str:
+    "A part of the drawing as SVG: a box of 84 × 40 with its words."
+    column, row, words = PARTS[name]
+    x, y = 46 + 106 * column, 24 + 66 * row
+    fill, ink = ("#0072B2", "#ffffff") if lit else ("#e6e9ed", "#30363d")
+    lines = words.split("|")
+    first = y + 4.5 - 7.5 * (len(lines) - 1)  # the lines' feet, around the middle
+    text = "".join(
+        f'<text x="{x}" y="{first + 15 * i:g}" text-anchor="middle" fill="{ink}">{line}</text>'
+        for i, line in enumerate(lines)
+    )
+    return f'<rect x="{x - 42}" y="{y - 20}" width="84" height="40" rx="7" fill="{fill}"/>{text}'
+
+def _arrow(ends: str) -> str:
+    "An arrow between two parts as SVG."
+    (c0, r0, _), (c1, r1, _) = (PARTS[name] for name in ends.split())
+    right, down = c1 - c0, r1 - r0  # the arrow leaves at the side that looks at the other part
+    x0, y0 = 46 + 106 * c0 + (34 if right and down else 42 * right), 24 + 66 * r0 + 20 * down
+    x1, y1 = 46 + 106 * c1 - (34 if right and down else 43 * right), 24 + 66 * r1 - 21 * down
+    return f'<path d="M{x0} {y0}L{x1} {y1}" stroke="#8a929c" stroke-width="1.6" marker-end="url(#head)"/>'
+
+# %% ../nbs/90_visualization.ipynb #72f14d98
+class Diagram:
+    """A vector drawing that notebooks show; printed, its words.
+
+    Args:
+        svg (str)
+        words (str)
+    """
+    def __init__(self, svg: str, words: str):
+        self.svg, self.words = svg, words
+
+    def __repr__(self) -> str:
+        return self.words
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+
+def architecture(
+    *lit: str,  # parts to show in blue, names of `PARTS`
+) -> Diagram:
+    """DETR from the image to the loss.
+
+    Args:
+        *lit (str): parts to show in blue, names of `PARTS`
+
+    Returns:
+        Diagram
+
+    Raises:
+        ValueError: for a part that it does not have.
+    """
+    if unknown := [name for name in lit if name not in PARTS]:
+        raise ValueError(f"lit={unknown}: want some of {', '.join(PARTS)}")
+    head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    drawn = [*map(_arrow, ARROWS), *(_part(name, name in lit) for name in PARTS)]
+    words = "DETR's architecture, from the image to the loss" + (f"; in blue: {', '.join(lit)}" if lit else "")
+    return Diagram(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 940 114" width="940" role="img" '
+        f'aria-label="{words}" font-family="Helvetica, Arial, sans-serif" font-size="13"><defs>{head}'
+        f'<path d="M0 0L8 4L0 8z" fill="#8a929c"/></marker></defs>{"".join(drawn)}</svg>',
+        words,
+    )
 
 # %% ../nbs/90_visualization.ipynb #a3de5755
 def draw_box(ax, box: np.ndarray, colour, style: str = "-") -> None:

@@ -16,8 +16,7 @@ from reference import api_page, chapter_of, command_page, module_page
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "_docs"
 HIDDEN = ("#| default_exp", "#| hide")
-STRIP = re.compile(r"^strip\((?:\"(\w+)\")?", re.MULTILINE)
-SHOWN = {"image/png", "text/plain"}
+SHOWN = {"image/png", "image/svg+xml", "text/plain"}
 
 
 def page_links(text: str) -> str:
@@ -38,12 +37,8 @@ def prose(text: str) -> str:
 
 def alternative(code: str) -> str:
     "What a figure shows, in words: its cell's line `#| fig-alt: …`."
-    words, strip = FIG_ALT.search(code), STRIP.search(code)
+    words = FIG_ALT.search(code)
     if words: return words[1].strip()
-    if strip:
-        return "DETR's stages from picture to loss, with the shapes known so far" + (
-            f"; here: {strip[1]}" if strip[1] else ""
-        )
     raise ValueError("a figure without words: want a line `#| fig-alt: …` in its cell")
 
 
@@ -55,8 +50,9 @@ def prepared(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
         data = output.get("data", {})
         if not SHOWN & set(data):
             found = f"output of the kind {output.output_type!r} with {sorted(data)}"
-            raise ValueError(f"{found}: want image/png or text/plain")
+            raise ValueError(f"{found}: want image/png, image/svg+xml or text/plain")
         output["data"] = {kind: text for kind, text in data.items() if kind in SHOWN}
+        if "image/svg+xml" in data: options["image"] = {"alt": data["text/plain"]}  # the drawing's own words
         if "image/png" not in data: continue
         options["image"] = {"alt": output.metadata.get("image/png", {}).get("alt") or alternative(cell.source)}
     source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))

@@ -1,0 +1,119 @@
+"""02 · Napkin: the shipped table is what its code gives, and each of its parts does what it says."""
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from scipy.optimize import linear_sum_assignment
+
+from detr_nb.files import experiment
+from detr_nb.napkin import (
+    RUNS, SHAPES, SIDE, Napkin, choose_pairs, compare_runs, hungarian, judge, make_images, napkin_loss, nearest, score_napkin,
+    train_napkin,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Numbers are added in the same order as when the table was made."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_images_and_truth_belong_together():
+    "Every shape's pixels lie in its box, and the same seed gives the same images."
+    images, truth = make_images(64, torch.Generator().manual_seed(3))
+    again, _ = make_images(64, torch.Generator().manual_seed(3))
+    assert images.shape == (64, 3, SIDE, SIDE) and images.dtype == torch.float32
+    assert torch.equal(images, again) and 0 <= images.min() and images.max() <= 1
+    assert {len(t["labels"]) for t in truth} == {1, 2, 3}
+    assert {int(i) for t in truth for i in t["labels"]} == set(range(len(SHAPES)))
+    for image, t in zip(images, truth):
+        if len(t["labels"]) > 1: continue
+        shape = image.max(0).values > 0.405  # the background goes up to 0.4, a shape's colour begins there
+        rows, columns = shape.any(1).nonzero()[:, 0], shape.any(0).nonzero()[:, 0]
+        if not len(rows): continue
+        cx, cy, w, h = (t["boxes"][0] * SIDE).tolist()
+        assert columns.min() >= cx - w / 2 - 1 and columns.max() <= cx + w / 2 and rows.min() >= cy - h / 2 - 1 and rows.max() <= cy + h / 2
+
+
+def test_loss_does_not_depend_on_the_order_of_the_truth():
+    torch.manual_seed(0)
+    images, truth = make_images(8, torch.Generator().manual_seed(1))
+    outputs = Napkin()(images)
+    turned = [{key: value.flip(0) for key, value in t.items()} for t in truth]
+    torch.testing.assert_close(napkin_loss(*outputs, truth), napkin_loss(*outputs, turned), rtol=1e-5, atol=0)
+
+
+def test_pairs_are_the_cheapest_and_a_perfect_answer_costs_least():
+    images, truth = make_images(4, torch.Generator().manual_seed(2))
+    logits, boxes = torch.full((1, 4, 6, 4), -20.0), torch.full((1, 4, 6, 4), 0.01)
+    logits[..., 3] = 20.0
+    for i, t in enumerate(truth):  # the last queries answer rightly
+        for k, (label, box) in enumerate(zip(t["labels"], t["boxes"])):
+            logits[0, i, 5 - k], boxes[0, i, 5 - k] = torch.nn.functional.one_hot(label, 4) * 40.0 - 20, box
+    pairs = choose_pairs(logits, boxes, truth, hungarian)
+    assert pairs.tolist()[2] == [5 - k for t in truth for k in range(len(t["labels"]))]
+    assert napkin_loss(logits, boxes, truth).item() < 1e-4
+
+
+def test_nearest_adds_queries_to_the_hungarian_pairs():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        cost = rng.uniform(-3, 3, (6, rng.integers(1, 4)))
+        pairs = set(zip(*nearest(cost)))
+        best = set(zip(*linear_sum_assignment(cost)))
+        assert best <= pairs and len({query for query, _ in pairs}) == len(pairs)
+        others = {query for query, _ in pairs} - {query for query, _ in best}
+        free = {q for q in range(6) if cost[q].min() < -0.5} - {query for query, _ in best}
+        assert others == free and all((q, cost[q].argmin()) in pairs for q in others)
+
+
+def test_judge_counts_each_shape_once():
+    truth = {"labels": torch.tensor([0, 0]), "boxes": torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]])}
+    boxes = truth["boxes"][[0, 0, 1, 1]]
+    assert judge(torch.tensor([0, 0, 0, 1]), boxes, truth) == (2, 1)  # one repeats, one has another class
+    assert judge(torch.tensor([], dtype=torch.int64), boxes[:0], truth) == (0, 0)
+    apart = {key: value[:1] for key, value in truth.items()}
+    assert judge(torch.tensor([0, 0, 0]), truth["boxes"][[0, 0, 0]], apart) == (1, 2)
+
+
+def test_score_after_nms_is_torchvisions():
+    "With suppression no two answers of one class overlap by more than the limit."
+    torch.manual_seed(0)
+    model = Napkin()
+    before, after = score_napkin(model, count=50, threshold=0.0), score_napkin(model, nms=0.6, count=50, threshold=0.0)
+    assert before.duplicates > 0 and after.duplicates == 0 and 0 <= after.exact <= 1
+    assert torchvision.ops.batched_nms.__module__.startswith("torchvision")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_shipped_table_is_what_the_code_gives(name):
+    "Twenty steps of the same training as in the table give the loss that it has (four digits)."
+    row = next(row for row in experiment("napkin") if row["run"] == name)
+    # the schedule depends on the number of all steps: train as the table's run did, and stop it after 20
+    class Enough(Exception): ...
+    losses = []
+
+    def watch(step, model):
+        if step == 20: raise Enough
+
+    def loss_of(*arguments, **given):
+        losses.append(napkin_loss(*arguments, **given))
+        return losses[-1]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
+        patch.setitem(train_napkin.__globals__, "napkin_loss", loss_of)
+        train_napkin(int(row["steps"]), watch, **RUNS[name])
+    assert losses[19].item() == pytest.approx(row["loss_20"], rel=2e-3)
+
+
+def test_table_says_what_the_chapter_says():
+    rows = {row["run"]: row for row in experiment("napkin")}
+    assert list(rows) == ["DETR", "queries are blind", "every close query answers", "the same, with NMS"]
+    assert rows["DETR"]["exact"] >= 0.55
+    assert rows["every close query answers"]["duplicates"] >= 20 * rows["DETR"]["duplicates"]
+    assert inspect.signature(compare_runs).parameters["steps"].default == rows["DETR"]["steps"] == 2000

@@ -1,0 +1,44 @@
+"""The results of experiments that take longer than their chapter may: `python tools/make_experiments.py [NAME …]`
+trains again what they compare and writes `detr_nb/assets/experiments/*.csv`."""
+import csv
+import sys
+
+import torch
+
+from detr_nb.files import ASSETS, atomic
+from detr_nb.napkin import compare_runs
+
+
+def write(name: str, rows: list[dict]) -> None:
+    "A table, whole or not at all; numbers with four digits that count."
+    path = ASSETS / "experiments" / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    print(path)
+
+
+def napkin() -> None:
+    "02 · Napkin: the Hungarian algorithm against the nearest object."
+    scores, answers = compare_runs()
+    write("napkin", scores)
+    write("napkin_answers", answers)
+
+
+EXPERIMENTS = {"napkin": napkin}
+
+
+def main(names: list[str]) -> int:
+    "Run the experiments that are named, or all."
+    if unknown := sorted(set(names) - set(EXPERIMENTS)):
+        print(f"{', '.join(unknown)}: want some of {', '.join(EXPERIMENTS)}", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)  # so that numbers are added in the same order everywhere
+    for name in names or EXPERIMENTS: EXPERIMENTS[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
