@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).parent.parent
 COURSE = ROOT / "course"
-SECONDS = 120  # a cell of a student's may take
+SECONDS = 300  # a cell of a student's may take, or a kernel to start: the first import of torch is slow on a cold disk
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 
 
@@ -196,7 +196,7 @@ def grader(folder: Path):
     config = Config()
     config.CourseDirectory.root = str(folder)
     config.CourseDirectory.course_id = "detr"
-    config.ExecutePreprocessor.timeout = SECONDS
+    config.ExecutePreprocessor.timeout = config.ExecutePreprocessor.startup_timeout = SECONDS
     return NbGraderAPI(config=config)
 
 
@@ -246,9 +246,12 @@ def submit(path: Path, student: str, folder: Path) -> None:
 
 
 def validated(path: Path) -> str:
-    "What `nbgrader validate` prints of a notebook. Its exit code is 0 even where a check fails."
-    command = [sys.executable, "-m", "nbgrader", "validate", f"--ExecutePreprocessor.timeout={SECONDS}", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    """What `nbgrader validate` prints of a notebook, or its complaints where it prints nothing. Its
+    exit code is 0 even where a check fails."""
+    limits = [f"--ExecutePreprocessor.{name}={SECONDS}" for name in ("timeout", "startup_timeout")]
+    command = [sys.executable, "-m", "nbgrader", "validate", *limits, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout or result.stderr
 
 
 def marks(folder: Path, student: str, name: str) -> tuple[float, float]:

@@ -35,7 +35,7 @@ def run(path: Path, cell_seconds: int = 300) -> nbformat.NotebookNode:
     """The chapter with fresh outputs: no execution counts, no progress bars, nothing that changes
     from run to run."""
     notebook = nbformat.read(path, as_version=4)
-    options = dict(timeout=cell_seconds, kernel_name="python3", coalesce_streams=True)
+    options = dict(timeout=cell_seconds, startup_timeout=cell_seconds, kernel_name="python3", coalesce_streams=True)
     client = NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}, **options)
     client.execute(env={**os.environ, **ONE_THREAD})
     for cell in notebook.cells:
