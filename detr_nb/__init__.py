@@ -17,7 +17,7 @@ __all__ = [
 if TYPE_CHECKING:
     from . import (
         backbone, boxes, checkpoints, config, data, detector, evaluation, explore, files, losses,
-        mask_head, mask_losses, matcher, own_data, panoptic, position, post_processing, pretraining,
+        mask_head, mask_losses, matcher, napkin, own_data, panoptic, position, post_processing, pretraining,
         processor, scenes, training, transformer, transforms, visualization,
     )
     from .backbone import register_backbones
@@ -38,7 +38,7 @@ _HOMES = {  # module → the public names that live in it; the same as above, fo
     "detector": "DetrForObjectDetection DetrModel DetrModelOutput DetrObjectDetectionOutput",
     "evaluation": "CocoEvaluator PanopticEvaluator evaluate", "explore": "", "files": "", "losses": "DetrLoss",
     "mask_head": "DetrForSegmentation DetrSegmentationOutput", "mask_losses": "",
-    "matcher": "DetrHungarianMatcher HungarianMatcher", "own_data": "", "panoptic": "", "position": "",
+    "matcher": "DetrHungarianMatcher HungarianMatcher", "napkin": "", "own_data": "", "panoptic": "", "position": "",
     "post_processing": "", "pretraining": "", "processor": "DetrFeatureExtractor DetrImageProcessor",
     "scenes": "draw_scene make_scenes", "training": "RECIPES Recipe train", "transformer": "", "transforms": "",
     "visualization": "",
