@@ -43,15 +43,15 @@ def test_a_folded_hint_is_markdown():
 def test_a_figure_has_words(tmp_path):
     told = PICTURE | {"metadata": {"image/png": {"alt": "A red disc"}}}
     first = code("#| fig-alt: A \"star\" on grey\nshow()", PICTURE)
-    cells = page(tmp_path, first, code('strip("boxes");', PICTURE), code("1", told))
-    words = [c.metadata.mystnb.image.alt for c in cells]
-    assert words[0] == 'A "star" on grey' and words[1].endswith("; here: boxes") and words[2] == "A red disc"
+    drawing = {"output_type": "display_data", "metadata": {}, "data": {"image/svg+xml": "<svg/>", "text/plain": "DETR in blue"}}
+    cells = page(tmp_path, first, code('architecture("boxes")', drawing), code("1", told))
+    assert [c.metadata.mystnb.image.alt for c in cells] == ['A "star" on grey', "DETR in blue", "A red disc"]
     with pytest.raises(ValueError, match="30_lesson.ipynb, cell 0: a figure without words"): page(tmp_path, code("show()", PICTURE))
 
 
 def test_other_outputs_are_refused(tmp_path):
     widget = {"output_type": "display_data", "metadata": {}, "data": {"application/x": ""}}
-    with pytest.raises(ValueError, match="cell 0: output of the kind 'display_data' with .*want image/png or text/plain"): page(tmp_path, code("1", widget))
+    with pytest.raises(ValueError, match="cell 0: output of the kind 'display_data' with .*want image/png, image/svg.xml or text/plain"): page(tmp_path, code("1", widget))
     both = {"output_type": "display_data", "metadata": {}, "data": {"text/html": "<b>1</b>", "text/plain": "1"}}
     assert dict(page(tmp_path, code("1", both))[0].outputs[0].data) == {"text/plain": "1"}
 
