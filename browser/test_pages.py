@@ -33,7 +33,7 @@ def test_directives_are_no_part_of_the_code(tmp_path):
 
 def test_a_worked_answer_is_folded(tmp_path):
     texts = [c.source for c in page(tmp_path, code("answer = 42", tags=("solution",)), code("question = 6"))]
-    assert texts == ["<details><summary>Worked answer</summary>", "answer = 42", "</details>", "question = 6"]
+    assert texts == ["<details><summary>Answer</summary>", "answer = 42", "</details>", "question = 6"]
 
 
 def test_a_folded_hint_is_markdown():

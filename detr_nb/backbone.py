@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = [
-    "FrozenBatchNorm2d", "freeze_batch_norm", "detr_nb_resnet", "register_backbones",
-    "create_backbone", "resize_mask", "ConvEncoder"
+    "FrozenBatchNorm2d", "freeze_batch_norm", "resize_mask", "detr_nb_resnet",
+    "register_backbones", "create_backbone", "ConvEncoder"
 ]
 
 # %% ../nbs/10_backbone.ipynb #7412a747
@@ -89,6 +89,22 @@ def freeze_batch_norm(
         else:
             freeze_batch_norm(child)
     return module
+
+# %% ../nbs/10_backbone.ipynb #0e45acf6
+def resize_mask(
+    mask: Tensor,            # (B, H, W) 1 or True where the image is real
+    size: tuple[int, int],   # (h, w) of a feature map
+) -> Tensor:                 # (B, h, w) bool
+    """The pixel mask at the size of a feature map: nearest neighbour, so it stays a mask.
+
+    Args:
+        mask (Tensor): (B, H, W) 1 or True where the image is real
+        size (tuple[int, int]): (h, w) of a feature map
+
+    Returns:
+        Tensor: (B, h, w) bool
+    """
+    return nn.functional.interpolate(mask[:, None].float(), size=size)[:, 0].bool()
 
 # %% ../nbs/10_backbone.ipynb #a9dad300
 def detr_nb_resnet(pretrained: bool = False, **kwargs) -> nn.Module:
@@ -185,22 +201,6 @@ def create_backbone(
             "Go online once, or pass use_pretrained_backbone=False to begin from random weights, "
             "or open a whole checkpoint with from_pretrained, which needs no backbone weights"
         ) from error
-
-# %% ../nbs/10_backbone.ipynb #0e45acf6
-def resize_mask(
-    mask: Tensor,            # (B, H, W) 1 or True where the image is real
-    size: tuple[int, int],   # (h, w) of a feature map
-) -> Tensor:                 # (B, h, w) bool
-    """The pixel mask at the size of a feature map: nearest neighbour, so it stays a mask.
-
-    Args:
-        mask (Tensor): (B, H, W) 1 or True where the image is real
-        size (tuple[int, int]): (h, w) of a feature map
-
-    Returns:
-        Tensor: (B, h, w) bool
-    """
-    return nn.functional.interpolate(mask[:, None].float(), size=size)[:, 0].bool()
 
 # %% ../nbs/10_backbone.ipynb #d40b8e0b
 def halving_stride(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = [
-    "box_cxcywh_to_xyxy", "box_xyxy_to_cxcywh", "masks_to_boxes", "box_area", "box_iou",
-    "paired_giou", "generalized_box_iou"
+    "box_cxcywh_to_xyxy", "box_xyxy_to_cxcywh", "box_area", "box_iou", "paired_giou",
+    "generalized_box_iou", "masks_to_boxes"
 ]
 
 # %% ../nbs/01_boxes.ipynb #3fbacd31
@@ -41,25 +41,6 @@ def box_xyxy_to_cxcywh(
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
 
-# %% ../nbs/01_boxes.ipynb #611af856
-def masks_to_boxes(
-    masks: Tensor,  # (T, H, W) bool
-) -> Tensor:        # (T, 4) float32 x0, y0, x1, y1 in pixels; zeros for an empty mask
-    """The smallest box around each mask: from the first pixel's left edge to the last one's right
-    edge.
-
-    Args:
-        masks (Tensor): (T, H, W) bool
-
-    Returns:
-        Tensor: (T, 4) float32 x0, y0, x1, y1 in pixels; zeros for an empty mask
-    """
-    if not masks.numel(): return torch.zeros(len(masks), 4)
-    sides = masks.any(1).int(), masks.any(2).int()           # which columns, which rows
-    first = [hit.argmax(1) for hit in sides]
-    last = [hit.shape[1] - hit.flip(1).argmax(1) for hit in sides]
-    return torch.stack(first + last, 1).float() * masks.flatten(1).any(1)[:, None]
-
 # %% ../nbs/01_boxes.ipynb #144a90de
 def box_area(
     boxes: Tensor,  # (…, 4) corners
@@ -76,8 +57,7 @@ def box_area(
 
 # %% ../nbs/01_boxes.ipynb #21c95f5f
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union of boxes (corners), broadcast. Coordinates apart: long rows of numbers
-    are faster than rows of two."""
+    "Intersection and union of boxes (corners), broadcast. Separate coordinates are faster than rows of two numbers."
     ax0, ay0, ax1, ay1 = a.unbind(-1)
     bx0, by0, bx1, by1 = b.unbind(-1)
     width = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp(min=0)
@@ -123,7 +103,9 @@ def paired_giou(
     hull = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)) * (
         torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
     )
-    return intersection / union.masked_fill(union == 0, 1) - (hull - union) / hull.masked_fill(hull == 0, 1)
+    iou = intersection / union.masked_fill(union == 0, 1)
+    empty = (hull - union) / hull.masked_fill(hull == 0, 1)
+    return iou - empty
 
 def generalized_box_iou(
     a: Tensor,  # (N, 4) corners
@@ -139,3 +121,22 @@ def generalized_box_iou(
         Tensor: (N, M) in −1…1
     """
     return paired_giou(a[:, None], b[None])
+
+# %% ../nbs/01_boxes.ipynb #611af856
+def masks_to_boxes(
+    masks: Tensor,  # (T, H, W) bool
+) -> Tensor:        # (T, 4) float32 x0, y0, x1, y1 in pixels; zeros for an empty mask
+    """The smallest box around each mask: from the first pixel's left edge to the last one's right
+    edge.
+
+    Args:
+        masks (Tensor): (T, H, W) bool
+
+    Returns:
+        Tensor: (T, 4) float32 x0, y0, x1, y1 in pixels; zeros for an empty mask
+    """
+    if not masks.numel(): return torch.zeros(len(masks), 4)
+    sides = masks.any(1).int(), masks.any(2).int()           # which columns, which rows
+    first = [hit.argmax(1) for hit in sides]
+    last = [hit.shape[1] - hit.flip(1).argmax(1) for hit in sides]
+    return torch.stack(first + last, 1).float() * masks.flatten(1).any(1)[:, None]

@@ -9,11 +9,14 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from importlib import resources
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -21,7 +24,7 @@ from PIL import Image
 # %% auto #0
 __all__ = [
     "ASSETS", "EMBEDDED", "atomic", "write_json", "read_json", "read_log", "Log", "to_rgb",
-    "read_image", "find_file", "experiment"
+    "read_image", "find_file", "experiment", "check"
 ]
 
 # %% ../nbs/91_files.ipynb #8940894c
@@ -301,3 +304,53 @@ def experiment(
         raise ValueError(f"name={name!r}: want one of {', '.join(sorted(p.stem for p in path.parent.glob('*.csv')))}")
     with open(path, newline="", encoding="utf-8") as file:
         return [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+# %% ../nbs/91_files.ipynb #1bda90f8
+def _closed_book(answer: Callable, without: Collection[str]) -> Callable:
+    "The answer, which finds none of the functions in `without` while it runs."
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"{answer.__name__} should do without {', '.join(without)}")
+
+    @wraps(answer)
+    def guarded(*args, **kwargs):
+        with ExitStack() as stack:
+            for name in without:
+                taken = resolve_name(name) if "." in name else answer.__globals__[name]
+                copies = {key: refuse for key, value in answer.__globals__.items() if value is taken}
+                stack.enter_context(patch.dict(answer.__globals__, copies))
+                if "." in name: stack.enter_context(patch(name, refuse))
+            return answer(*args, **kwargs)
+
+    return guarded if without else answer
+
+# %% ../nbs/91_files.ipynb #d9c7d0b3
+def check(
+    answer: Callable,               # a function or class that the reader writes
+    without: Collection[str] = (),  # what it should not call: "torchvision.ops.nms", or a name of its notebook
+) -> Callable[[Callable], Callable[[Callable], None]]:  # a decorator
+    """Check an answer to an exercise. The decorated function is called with the answer at once; if
+    that raises an empty `NotImplementedError`, nothing is written yet, and a line says so.
+    Afterwards it checks any other answer.
+
+    Args:
+        answer (Callable): a function or class that the reader writes
+        without (Collection[str]): what it should not call: "torchvision.ops.nms", or a name of its
+            notebook. Defaults to ().
+
+    Returns:
+        Callable[[Callable], Callable[[Callable], None]]: a decorator
+    """
+    def decorate(judge: Callable) -> Callable[[Callable], None]:
+        @wraps(judge)
+        def again(answer: Callable) -> None:
+            judge(_closed_book(answer, without))
+            print(f"{answer.__name__}: passed")
+
+        try:
+            again(answer)
+        except NotImplementedError as error:
+            if error.args: raise  # somebody else's
+            print(f"{answer.__name__}: not written yet")
+        return again
+
+    return decorate

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
+from tqdm.auto import tqdm
 
 from .boxes import box_cxcywh_to_xyxy, box_iou, paired_giou
 
@@ -23,8 +24,8 @@ from .boxes import box_cxcywh_to_xyxy, box_iou, paired_giou
 __all__ = [
     "SIDE", "SHAPES", "RUNS", "make_images", "make_backbone", "perceptron", "EncoderLayer",
     "DecoderLayer", "Napkin", "hungarian", "pair_costs", "choose_pairs", "napkin_loss",
-    "train_napkin", "judge", "NapkinScore", "score_napkin", "BlindDecoderLayer", "nearest",
-    "compare_runs"
+    "train_napkin", "BlindDecoderLayer", "nearest", "judge", "NapkinScore", "score_napkin",
+    "last_layer_loss", "PlacelessNapkin", "result", "answers_of", "compare_runs"
 ]
 
 # %% ../nbs/02_napkin.ipynb #a1000007
@@ -328,7 +329,7 @@ def train_napkin(
     watch: Callable[[int, Napkin], None] = lambda step, model: None,  # called before the first step and after each
     seed: int = 0,
     make: Callable[[], Napkin] = Napkin,
-    **loss,                           # for `napkin_loss`: assign, nothing, distance, overlap
+    criterion: Callable[..., Tensor] = napkin_loss,
 ) -> tuple[Napkin, list[float]]:      # the network, and the loss of every step
     """Train a napkin from nothing, on 32 new images a step. The same seed gives the same network.
 
@@ -338,7 +339,7 @@ def train_napkin(
             to lambda step, model: None.
         seed (int): Defaults to 0.
         make (Callable[[], Napkin]): Defaults to Napkin.
-        **loss: for `napkin_loss`: assign, nothing, distance, overlap
+        criterion (Callable[..., Tensor]): Defaults to napkin_loss.
 
     Returns:
         tuple[Napkin, list[float]]: the network, and the loss of every step
@@ -352,7 +353,7 @@ def train_napkin(
     losses = []
     for step in range(1, steps + 1):
         images, truth = make_images(32, rng)
-        value = napkin_loss(*model(images), truth, **loss)
+        value = criterion(*model(images), truth)
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -361,6 +362,43 @@ def train_napkin(
         losses.append(value.item())
         watch(step, model)
     return model, losses
+
+# %% ../nbs/02_napkin.ipynb #a1000048
+class BlindDecoderLayer(DecoderLayer):
+    """Queries that look at the image only.
+
+    Args:
+        d (int)
+    """
+    def look_at_each_other(self, answers: Tensor, queries: Tensor) -> Tensor:
+        """They do not.
+
+        Args:
+            answers (Tensor)
+            queries (Tensor)
+
+        Returns:
+            Tensor
+        """
+        return self.norm1(answers)
+
+# %% ../nbs/02_napkin.ipynb #a1000050
+def nearest(
+    cost: np.ndarray,                # (N, T)
+) -> tuple[np.ndarray, np.ndarray]:  # queries and objects of the pairs
+    """Every query that is close to an object answers for the nearest one, and every object has at
+    least one query.
+
+    Args:
+        cost (np.ndarray): (N, T)
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: queries and objects of the pairs
+    """
+    target, close = cost.argmin(1), cost.min(1) < -0.5
+    queries, objects = hungarian(cost)
+    target[queries], close[queries] = objects, True
+    return close.nonzero()[0], target[close]
 
 # %% ../nbs/02_napkin.ipynb #a1000036
 def judge(
@@ -405,6 +443,7 @@ def score_napkin(
     nms: float | None = None,  # delete answers that overlap a better one of their class by more than this
     count: int = 500,          # images, always the same ones
     threshold: float = 0.5,    # answers with a lower score do not count
+    layer: int = -1,           # of the decoder; the last is the network's answer
 ) -> NapkinScore:
     """Ask a napkin about images that it has never seen.
 
@@ -414,12 +453,13 @@ def score_napkin(
             this
         count (int): images, always the same ones. Defaults to 500.
         threshold (float): answers with a lower score do not count. Defaults to 0.5.
+        layer (int): of the decoder; the last is the network's answer. Defaults to -1.
 
     Returns:
         NapkinScore
     """
     images, truth = make_images(count, torch.Generator().manual_seed(10**6))
-    logits, boxes = (x[-1] for x in model(images))
+    logits, boxes = (x[layer] for x in model(images))
     scores, labels = logits.softmax(-1)[..., :-1].max(-1)
     rows = []
     for score, label, box, t in zip(scores, labels, boxes, truth):
@@ -434,77 +474,106 @@ def score_napkin(
         float(exact.float().mean()),
     )
 
-# %% ../nbs/02_napkin.ipynb #a1000048
-class BlindDecoderLayer(DecoderLayer):
-    """Queries that look at the image only.
+# %% ../nbs/02_napkin.ipynb #a1000057
+def last_layer_loss(logits: Tensor, boxes: Tensor, truth: list[dict[str, Tensor]]) -> Tensor:
+    """`napkin_loss` of the last decoder layer alone: no auxiliary losses.
 
     Args:
-        d (int)
-    """
-    def look_at_each_other(self, answers: Tensor, queries: Tensor) -> Tensor:
-        """They do not.
-
-        Args:
-            answers (Tensor)
-            queries (Tensor)
-
-        Returns:
-            Tensor
-        """
-        return self.norm1(answers)
-
-# %% ../nbs/02_napkin.ipynb #a1000050
-def nearest(
-    cost: np.ndarray,                # (N, T)
-) -> tuple[np.ndarray, np.ndarray]:  # queries and objects of the pairs
-    """Every query that is close to an object answers for the nearest one, and every object has at
-    least one query.
-
-    Args:
-        cost (np.ndarray): (N, T)
+        logits (Tensor)
+        boxes (Tensor)
+        truth (list[dict[str, Tensor]])
 
     Returns:
-        tuple[np.ndarray, np.ndarray]: queries and objects of the pairs
+        Tensor
     """
-    target, close = cost.argmin(1), cost.min(1) < -0.5
-    queries, objects = hungarian(cost)
-    target[queries], close[queries] = objects, True
-    return close.nonzero()[0], target[close]
+    return napkin_loss(logits[-1:], boxes[-1:], truth)
 
-# %% ../nbs/02_napkin.ipynb #a1000057
-RUNS = {
+class PlacelessNapkin(Napkin):
+    "Tokens without positions."
+    def __init__(self):
+        super().__init__()
+        for position in (self.row, self.column):
+            nn.init.zeros_(position).requires_grad_(False)
+
+RUNS: dict[str, dict[str, Callable]] = {
     "DETR": {},
     "queries are blind": {"make": partial(Napkin, decoder_layer=BlindDecoderLayer)},
-    "every close query answers": {"assign": nearest},
+    "every close query answers": {"criterion": partial(napkin_loss, assign=nearest)},
+    "both": {
+        "make": partial(Napkin, decoder_layer=BlindDecoderLayer), "criterion": partial(napkin_loss, assign=nearest),
+    },
+    "nothing counts 0.05": {"criterion": partial(napkin_loss, nothing=0.05)},
+    "nothing counts 0.1": {"criterion": partial(napkin_loss, nothing=0.1)},
+    "nothing counts 0.2": {"criterion": partial(napkin_loss, nothing=0.2)},
+    "nothing counts 1": {"criterion": partial(napkin_loss, nothing=1.0)},
+    "no L1": {"criterion": partial(napkin_loss, distance=0.0)},
+    "no GIoU": {"criterion": partial(napkin_loss, overlap=0.0)},
+    "no auxiliary losses": {"criterion": last_layer_loss},
+    "no positions": {"make": PlacelessNapkin},
 }
 
-def compare_runs(
-    steps: int = 2000,
-    names: Collection[str] = tuple(RUNS),
-) -> tuple[list[dict], list[dict]]:  # a row for each run: its score; a row for each query of four fresh images
-    """Train napkins that differ in one thing. Takes about a minute for each run.
+# %% ../nbs/02_napkin.ipynb #84f190ba
+def result(
+    model: Napkin,
+) -> dict[str, float]:
+    """The score of a napkin, its share of images all right with NMS, and the same after each
+    decoder layer.
 
     Args:
-        steps (int): Defaults to 2000.
-        names (Collection[str]): Defaults to tuple(RUNS).
+        model (Napkin)
 
     Returns:
-        tuple[list[dict], list[dict]]: a row for each run: its score; a row for each query of four
-            fresh images
+        dict[str, float]
+    """
+    scores = {"exact_nms": score_napkin(model, nms=0.6).exact}
+    scores |= {f"exact_{layer + 1}": score_napkin(model, layer=layer).exact for layer in range(len(model.decoder))}
+    return score_napkin(model)._asdict() | scores
+
+@torch.no_grad()
+def answers_of(
+    model: Napkin,
+    images: Tensor,  # (B, 3, 32, 32)
+) -> list[dict[str, float]]:
+    """What each query answers for each image, one row each.
+
+    Args:
+        model (Napkin)
+        images (Tensor): (B, 3, 32, 32)
+
+    Returns:
+        list[dict[str, float]]
+    """
+    logits, boxes = (x[-1] for x in model(images))
+    scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+    return [
+        {"image": image, "query": query, "label": int(labels[image, query]), "score": float(scores[image, query])}
+        | dict(zip(("cx", "cy", "w", "h"), boxes[image, query].tolist()))
+        for image, query in np.ndindex(*scores.shape)
+    ]
+
+# %% ../nbs/02_napkin.ipynb #39510a53
+def compare_runs(
+    names: Collection[str] = tuple(RUNS),
+    seeds: Collection[int] = (0, 1, 2),
+    steps: int = 2000,
+) -> tuple[list[dict], list[dict]]:  # a row for each network; a row for each query of four fresh images
+    """Train napkins that differ in one thing, each from several seeds. Takes about a minute for
+    each network.
+
+    Args:
+        names (Collection[str]): Defaults to tuple(RUNS).
+        seeds (Collection[int]): Defaults to (0, 1, 2).
+        steps (int): Defaults to 2000.
+
+    Returns:
+        tuple[list[dict], list[dict]]: a row for each network; a row for each query of four fresh
+            images
     """
     images, _ = make_images(4, torch.Generator().manual_seed(2026))
-    scores, answers = [], []
-    for name in names:
-        model, losses = train_napkin(steps, **RUNS[name])
-        run = {"steps": steps, "loss_20": losses[min(19, steps - 1)]}
-        scores.append({"run": name} | run | score_napkin(model)._asdict())
-        if name == "every close query answers":
-            scores.append({"run": "the same, with NMS"} | run | score_napkin(model, nms=0.6)._asdict())
-        with torch.no_grad():
-            logits, boxes = (x[-1] for x in model(images))
-        score, label = logits.softmax(-1)[..., :-1].max(-1)
-        for image, query in np.ndindex(*score.shape):
-            answer = {"label": int(label[image, query]), "score": float(score[image, query])}
-            place = dict(zip(("cx", "cy", "w", "h"), boxes[image, query].tolist()))
-            answers.append({"run": name, "image": image, "query": query} | answer | place)
-    return scores, answers
+    rows, answers = [], []
+    for name, seed in tqdm([(name, seed) for name in names for seed in seeds], leave=False):
+        model, losses = train_napkin(steps, seed=seed, **RUNS[name])
+        rows.append({"run": name, "seed": seed, "steps": steps, "loss_20": losses[min(19, steps - 1)]} | result(model))
+        if seed == 0 and name in ("DETR", "every close query answers"):
+            answers += [{"run": name} | row for row in answers_of(model, images)]
+    return rows, answers

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = [
-    "PALETTE", "PARTS", "ARROWS", "class_colour", "Diagram", "architecture", "show_boxes",
-    "show_heat", "show_segments", "show_matching", "grid", "png", "as_html", "explore",
-    "check_range", "show_distance", "show_all_boxes", "draw_training"
+    "PALETTE", "PARTS", "ARROWS", "class_colour", "Diagram", "architecture", "transformer_layers",
+    "show_boxes", "show_heat", "show_segments", "show_matching", "grid", "png", "as_html",
+    "explore", "check_range", "show_distance", "show_all_boxes", "draw_training"
 ]
 
 # %% ../nbs/90_visualization.ipynb #8754c31d
@@ -81,9 +81,11 @@ ARROWS = (
 )
 
 # %% ../nbs/90_visualization.ipynb #2dab06f8
-def _part(name: str, lit: bool) -> str:
-    "A part of the drawing as SVG: a box of 84 × 40 with its words."
-    column, row, words = PARTS[name]
+Place = tuple[int, int, str]  # column, row, words
+
+def _part(place: Place, lit: bool) -> str:
+    "A part of a drawing as SVG: a box of 84 × 40 with its words."
+    column, row, words = place
     x, y = 46 + 106 * column, 24 + 66 * row
     fill, ink = ("#0072B2", "#ffffff") if lit else ("#e6e9ed", "#30363d")
     lines = words.split("|")
@@ -94,9 +96,9 @@ def _part(name: str, lit: bool) -> str:
     )
     return f'<rect x="{x - 42}" y="{y - 20}" width="84" height="40" rx="7" fill="{fill}"/>{text}'
 
-def _arrow(ends: str) -> str:
+def _arrow(start: Place, end: Place) -> str:
     "An arrow between two parts as SVG."
-    (c0, r0, _), (c1, r1, _) = (PARTS[name] for name in ends.split())
+    (c0, r0, _), (c1, r1, _) = start, end
     right, down = c1 - c0, r1 - r0  # the arrow leaves at the side that looks at the other part
     x0, y0 = 46 + 106 * c0 + (34 if right and down else 42 * right), 24 + 66 * r0 + 20 * down
     x1, y1 = 46 + 106 * c1 - (34 if right and down else 43 * right), 24 + 66 * r1 - 21 * down
@@ -119,6 +121,21 @@ class Diagram:
     def _repr_svg_(self) -> str:
         return self.svg
 
+def _diagram(parts: Mapping[str, Place], arrows: Sequence[str], lit: Sequence[str], words: str) -> Diagram:
+    "Boxes and arrows between them; those in `lit` are blue."
+    if unknown := [name for name in lit if name not in parts]:
+        raise ValueError(f"lit={unknown}: want some of {', '.join(parts)}")
+    head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    lines = [_arrow(*(parts[name] for name in arrow.split())) for arrow in arrows]
+    boxes = [_part(place, name in lit) for name, place in parts.items()]
+    width = 92 + 106 * max(column for column, _, _ in parts.values())
+    height = 48 + 66 * max(row for _, row, _ in parts.values())
+    return Diagram(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
+        f'aria-label="{words}" font-family="Helvetica, Arial, sans-serif" font-size="13"><defs>{head}'
+        f'<path d="M0 0L8 4L0 8z" fill="#8a929c"/></marker></defs>{"".join(lines + boxes)}</svg>',
+        words,
+    )
 
 def architecture(
     *lit: str,  # parts to show in blue, names of `PARTS`
@@ -134,17 +151,37 @@ def architecture(
     Raises:
         ValueError: for a part that it does not have.
     """
-    if unknown := [name for name in lit if name not in PARTS]:
-        raise ValueError(f"lit={unknown}: want some of {', '.join(PARTS)}")
-    head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-    drawn = [*map(_arrow, ARROWS), *(_part(name, name in lit) for name in PARTS)]
     words = "DETR's architecture, from the image to the loss" + (f"; in blue: {', '.join(lit)}" if lit else "")
-    return Diagram(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 940 114" width="940" role="img" '
-        f'aria-label="{words}" font-family="Helvetica, Arial, sans-serif" font-size="13"><defs>{head}'
-        f'<path d="M0 0L8 4L0 8z" fill="#8a929c"/></marker></defs>{"".join(drawn)}</svg>',
-        words,
+    return _diagram(PARTS, ARROWS, lit, words)
+
+# %% ../nbs/90_visualization.ipynb #86ee9a83
+def transformer_layers() -> Diagram:
+    """An encoder layer and a decoder layer of DETR. Positions and queries, which say where, are
+    blue.
+
+    Returns:
+        Diagram
+    """
+    add = "add, norm"
+    parts: dict[str, Place] = {
+        "positions": (1, 0, "positions"), "tokens": (0, 1, "tokens"), "attention": (1, 1, "attention|of tokens"),
+        "add1": (2, 1, add), "perceptron": (3, 1, "perceptron"), "add2": (4, 1, add), "memory": (5, 1, "tokens"),
+        "places": (3, 2, "tokens and|positions"), "answers": (0, 3, "answers"),
+        "self": (1, 3, "attention|of queries"), "add3": (2, 3, add),
+        "cross": (3, 3, "attention|to tokens"), "add4": (4, 3, add),
+        "perceptron2": (5, 3, "perceptron"), "add5": (6, 3, add), "better": (7, 3, "answers"),
+        "queries": (1, 4, "queries"), "again": (3, 4, "queries"),
+    }
+    rows = ("tokens attention add1 perceptron add2 memory", "answers self add3 cross add4 perceptron2 add5 better")
+    arrows = [f"{a} {b}" for row in rows for a, b in zip(row.split(), row.split()[1:])]
+    sides = ["positions attention", "places cross", "queries self", "again cross"]
+    words = (
+        "above, an encoder layer: tokens go through an attention of tokens, which positions enter too, and a "
+        "perceptron; each is added to what was there and normed. Below, a decoder layer: answers go through an "
+        "attention of queries, an attention to the tokens and a perceptron; the queries enter both attentions, the "
+        "positions of the tokens the second"
     )
+    return _diagram(parts, arrows + sides, ("positions", "places", "queries", "again"), words)
 
 # %% ../nbs/90_visualization.ipynb #a3de5755
 def draw_box(ax, box: np.ndarray, colour, style: str = "-") -> None:
@@ -160,6 +197,32 @@ def draw_box(ax, box: np.ndarray, colour, style: str = "-") -> None:
     ax.autoscale(False)  # a box may reach outside the image
     for line in (dict(color="white", lw=3.2), dict(color=colour, lw=1.8, ls=style)):
         ax.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], solid_joinstyle="miter", **line)
+
+# %% ../nbs/90_visualization.ipynb #77e7e707
+def _show(ax, image: np.ndarray, **how):
+    "An image whose first pixel goes from 0 to 1, so that boxes lie where they belong."
+    return ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="nearest", **how)
+
+# %% ../nbs/90_visualization.ipynb #a0a0d100
+def _label(ax, box: np.ndarray, text: str, colour, taken: list) -> None:
+    "Write a text at a box where it hides none of the texts in `taken`, and add its place to them."
+    (left, right), (top, bottom) = sorted(ax.get_xlim()), sorted(ax.get_ylim())
+    x0, y0, x1, y1 = box.clip((left, top, left, top), (right, bottom, right, bottom))
+    slack = 0.01 * (right - left)
+    readable = "black" if np.dot(colour, (0.3, 0.59, 0.11)) > 0.6 else "white"  # on yellow too
+    patch = dict(facecolor=colour, edgecolor="none", pad=0.8, alpha=0.9)
+    label = ax.text(x0, y0, text, fontsize=7, color=readable, bbox=patch)
+    corners = [(x, y, h, v) for y, v in ((y0, "top"), (y1, "bottom")) for x, h in ((x0, "left"), (x1, "right"))]
+    edge = [(x0, y, "left", "top") for y in np.linspace(top, bottom, 25) if y > y0]
+    for x, y, horizontal, vertical in corners + edge:
+        label.set(x=x, y=y, ha=horizontal, va=vertical)
+        place = label.get_window_extent().padded(1).transformed(ax.transData.inverted())
+        across = left - slack <= place.xmin and place.xmax <= right + slack
+        inside = across and top - slack <= place.ymin and place.ymax <= bottom + slack
+        if inside and not any(place.overlaps(other) for other in taken): break
+    else:
+        label.set(x=x0, y=y0, ha="left", va="top")
+    taken.append(place)
 
 # %% ../nbs/90_visualization.ipynb #928f2d30
 def show_boxes(
@@ -189,18 +252,15 @@ def show_boxes(
     if len(labels) != len(corners) and (len(labels) or names is not None):
         raise ValueError(f"{len(labels)} labels for {len(corners)} boxes: want one for each")
     ax = _axes(ax, 3.4, 3.4, title)
-    ax.axis(ax.imshow(image, interpolation="nearest").get_extent())  # whatever the boxes reach
+    ax.axis(_show(ax, image).get_extent())  # whatever the boxes reach
+    if names is not None or scores is not None: ax.figure.draw_without_rendering()  # the layout, for the labels
+    taken: list = []
     for i, box in enumerate(corners):
         colour = class_colour(int(labels[i])) if len(labels) else (0, 0, 0)
         draw_box(ax, box, colour)
         words = [] if names is None else [names.get(int(labels[i]), str(int(labels[i])))]
         text = " ".join(words if scores is None else [*words, f"{scores[i]:.2f}"])
-        if text:
-            readable = "black" if np.dot(colour, (0.3, 0.59, 0.11)) > 0.6 else "white"  # on yellow too
-            ax.text(
-                *(box[:2].clip(0) + 0.5), text, fontsize=7, va="top", color=readable,
-                bbox=dict(facecolor=colour, edgecolor="none", pad=0.8, alpha=0.9),
-            )
+        if text: _label(ax, box, text, colour, taken)
     return ax
 
 # %% ../nbs/90_visualization.ipynb #219415a2
@@ -210,7 +270,8 @@ def show_heat(
     title: str = "",
     ax=None,
 ):
-    """A map as colours, over an image if there is one. Returns the axes.
+    """A map as colours; over an image, if there is one, as much colour as the value is large.
+    Returns the axes.
 
     Args:
         values (np.ndarray): (h, w) of any size
@@ -219,12 +280,14 @@ def show_heat(
         ax
     """
     ax = _axes(ax, 2.6, 2.6, title)
-    extent = None
-    if image is not None:
-        extent = ax.imshow(np.asarray(image).mean(-1), cmap="gray", vmin=0, vmax=255).get_extent()
-    ax.imshow(
-        values, cmap="magma", alpha=1.0 if image is None else 0.65, extent=extent, interpolation="nearest"
-    )
+    if image is None:
+        ax.imshow(values, cmap="magma", interpolation="nearest")
+        return ax
+    extent = _show(ax, np.asarray(image).mean(-1), cmap="gray", vmin=-90, vmax=255).get_extent()
+    strength = np.asarray(values, float)
+    strength = strength / max(strength.max(), 1e-12)
+    colour = np.broadcast_to((0.84, 0.37, 0.0), (*strength.shape, 3))
+    ax.imshow(np.dstack([colour, 0.85 * strength]), extent=extent, interpolation="nearest")
     return ax
 
 # %% ../nbs/90_visualization.ipynb #6f2d6e79
@@ -259,13 +322,13 @@ def show_segments(
             # the pixel deepest inside: a ring's centre is not its own
             row, column = np.unravel_index(depth.argmax(), depth.shape)
             ax.text(
-                column, row, names.get(int(category), str(int(category))), fontsize=7, ha="center", va="center",
-                bbox=dict(facecolor="white", edgecolor="none", pad=0.6, alpha=0.75),
+                column + 0.5, row + 0.5, names.get(int(category), str(int(category))), fontsize=7, ha="center",
+                va="center", bbox=dict(facecolor="white", edgecolor="none", pad=0.6, alpha=0.75),
             )
     mixed = 0.35 * np.asarray(image) / 255 + 0.65 * colours
     mixed[:-1][segmentation[:-1] != segmentation[1:]] = 1
     mixed[:, :-1][segmentation[:, :-1] != segmentation[:, 1:]] = 1
-    ax.imshow(mixed, interpolation="nearest")
+    _show(ax, mixed)
     return ax
 
 # %% ../nbs/90_visualization.ipynb #c124e189

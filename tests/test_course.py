@@ -47,6 +47,39 @@ def passes(check: str, names: dict) -> bool:
     return True
 
 
+def planted(solution: str, mistake: list[str] | str) -> str:
+    "The answer with a mistake: a place that reads otherwise, or an answer that somebody else would write."
+    if isinstance(mistake, str): return mistake
+    old, new = mistake
+    assert solution.count(old) == 1, f"{old!r} stands {solution.count(old)} times in the answer"
+    return solution.replace(old, new)
+
+
+def namespace_of(code: str, start: dict) -> dict:
+    names = dict(start)
+    run(code, names)
+    return names
+
+
+@pytest.mark.parametrize("exercise", [e for e in EXERCISES if e.stub], ids=lambda e: f"{e.chapter[:2]}-{e.name}")
+def test_stub_is_the_answer_without_its_body(exercise):
+    "The signature and docstring to begin with are those of the answer, and the chapter does not contain the answer."
+    nodes = [next(n for n in ast.parse(code).body if getattr(n, "name", None) == exercise.name) for code in (exercise.stub, exercise.solution)]
+    for name in exercise.answer.split(".")[1:]: nodes = [next(n for n in node.body if getattr(n, "name", None) == name) for node in nodes]
+    begun, done = nodes
+    assert ast.dump(begun.args) == ast.dump(done.args) and ast.get_docstring(begun) == ast.get_docstring(done) is not None
+    assert ast.unparse(begun.body[1:]) == "raise NotImplementedError"
+    codes = course.code_of(nbformat.read(ROOT / "nbs" / f"{exercise.chapter}.ipynb", as_version=4))
+    if "." not in exercise.answer: assert not any(f"def {exercise.name}(" in code or f"class {exercise.name}" in code for code in codes)
+    assert not any(course.gives_away(code, exercise.solution) for code in codes)
+
+
+def test_release_that_gives_an_answer_away_is_refused():
+    answer = "def area(boxes):\n    'Area.'\n    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)"
+    assert course.gives_away(answer.replace("area", "helper"), answer)
+    assert not course.gives_away("def helper(boxes):\n    return boxes[..., 2] - boxes[..., 0]", answer)
+
+
 def test_enough_exercises():
     chapters = {exercise.chapter for exercise in EXERCISES}
     assert len(EXERCISES) >= 45 and len(chapters) == 22
@@ -59,7 +92,7 @@ def test_enough_exercises():
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: f"{e.chapter[:2]}-{e.name}")
 def test_mistakes_are_seen(exercise):
     plan, start = MISTAKES[exercise.chapter][exercise.answer], namespace(exercise)
-    assert len(plan["mistakes"]) >= 3
+    assert len(plan["mistakes"]) >= (5 if exercise.stub else 3)
 
     def answer(code):
         names = dict(start)
@@ -68,12 +101,12 @@ def test_mistakes_are_seen(exercise):
         return names, describe(eval(compile(ast.parse(plan["probe"], mode="eval"), "probe", "eval"), names))
 
     names, wanted = answer(exercise.solution)
-    run(exercise.check, names)
-    for old, new in plan["mistakes"]:
-        assert exercise.solution.count(old) == 1, f"{old!r} stands {exercise.solution.count(old)} times in the answer"
-        names, found = answer(exercise.solution.replace(old, new))
-        assert found == wanted, f"{new!r} gives {found}, the answer {wanted}: nobody would need a check to see that"
-        assert not passes(exercise.check, names), f"the check does not see {old!r} → {new!r}"
+    run(exercise.test, names)
+    if exercise.stub: assert not passes(exercise.test, start | {exercise.name: namespace_of(exercise.stub, start)[exercise.name]})
+    for mistake in plan["mistakes"]:
+        names, found = answer(planted(exercise.solution, mistake))
+        assert found == wanted, f"{mistake!r} gives {found}, the answer {wanted}: nobody would need a check to see that"
+        assert not passes(exercise.test, names), f"the check does not see {mistake!r}"
 
 
 @pytest.mark.parametrize("path", course.chapters(), ids=lambda p: p.stem)

@@ -31,10 +31,16 @@ class Exercise:
     given: list[str]  # names of the chapter's definitions that the student gets
     solution: str     # code of the answer
     check: str        # code that passes with the right answer, and with no wrong one
+    stub: str = ""    # what the chapter gives to begin with
 
     @property
     def name(self) -> str:
         return self.answer.split(".")[0]
+
+    @property
+    def test(self) -> str:
+        "The check as code that fails where nothing is written, too."
+        return f"{self.check}\n\ncheck_{self.name}({self.name})" if self.stub else self.check
 
     @property
     def points(self) -> int:
@@ -46,7 +52,7 @@ def code_of(notebook) -> list[str]:
     cells = [
         c
         for c in notebook.cells
-        if c.cell_type == "code" and not {"solution", "check"} & set(c.metadata.get("tags", []))
+        if c.cell_type == "code" and not {"solution", "check", "stub"} & set(c.metadata.get("tags", []))
     ]
     return [cell.source for cell in cells]
 
@@ -79,26 +85,43 @@ def definition(name: str, codes: list[str], chapter: str) -> str:
     raise ValueError(f"{chapter}: no definition of {name!r}, which an exercise names")
 
 
+def gives_away(code: str, solution: str) -> bool:
+    "Whether code that students get has a long statement of the answer in it."
+    statements = lambda text: {
+        ast.dump(node) for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.stmt) and not isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    }
+    return any(len(s) > 300 for s in statements(code) & statements(solution))
+
+
 def read_chapter(path: Path) -> tuple[list[Exercise], list[str], dict[str, str]]:
     "A chapter's exercises, its open questions, and the definitions that are given to students."
     notebook = nbformat.read(path, as_version=4)
     codes, exercises, questions, given = code_of(notebook), [], [], {}
-    solution = None
+    solution, stub = None, ""
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
+        names = [t[7:] for t in tags if t.startswith("answer:")]
         if "exercise" in tags:
-            card, solution = cell.source, None
-            answer, needs = (
-                next(t[7:] for t in tags if t.startswith("answer:")), [t[6:] for t in tags if t.startswith("given:")],
-            )
+            card, solution, stub, (answer,) = cell.source, None, "", names
+            needs = [t[6:] for t in tags if t.startswith("given:")]
             given |= {name: definition(name, codes, path.stem) for name in needs}
+        elif "stub" in tags:
+            stub = cell.source
+        elif "solution" in tags and names:  # at the end of the chapter; its last line runs the check
+            next(e for e in exercises if e.answer == names[0]).solution = cell.source.rpartition("\n\ncheck_")[0]
         elif "solution" in tags:
             solution = cell.source
         elif "check" in tags:
-            solution = solution or definition(answer.split(".")[0], codes, path.stem)
-            exercises.append(Exercise(path.stem, card, answer, needs, solution, cell.source))
+            if not stub: solution = solution or definition(answer.split(".")[0], codes, path.stem)
+            exercises.append(Exercise(path.stem, card, answer, needs, solution or "", cell.source, stub))
         elif "question" in tags:
             questions.append(cell.source)
+    for exercise in exercises:
+        if not exercise.solution: raise ValueError(f"{path.stem}: no answer to the exercise {exercise.answer}")
+        for name, code in given.items():
+            if name != exercise.name and gives_away(code, exercise.solution):
+                raise ValueError(f"{path.stem}: {name!r} is given to students and holds the answer {exercise.answer}")
     return exercises, questions, given
 
 
@@ -128,10 +151,12 @@ def setup_code(path: Path) -> str:
 def class_check(exercise: Exercise) -> str:
     """A check in class: the answer is the student's own, and passes. The last line is a word, for
     nbgrader takes a number that a check ends with as the marks."""
+    own = f'assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: write it yourself"'
+    if exercise.stub: return f'{own}\n\n{exercise.test}\n"passed"'
     module = "detr_nb." + exercise.chapter.split("_", 1)[1]
     return f"""import sys
 assert "{module}" not in sys.modules, "write it yourself: {module} holds the answer"
-assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: write it yourself"
+{own}
 
 {exercise.check}
 "passed\""""

@@ -65,8 +65,10 @@ def shown(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     markdown = nbformat.v4.new_markdown_cell
     if cell.cell_type != "code": return [markdown(prose(cell.source))] if cell.cell_type == "markdown" else []
     if cell.source.startswith(HIDDEN): return []
-    if "solution" not in cell.metadata.get("tags", []): return [prepared(cell)]
-    return [markdown("<details><summary>Worked answer</summary>"), prepared(cell), markdown("</details>")]
+    tags = cell.metadata.get("tags", [])
+    if "solution" not in tags: return [prepared(cell)]
+    name = next((f": {t[7:]}" for t in tags if t.startswith("answer:")), "")
+    return [markdown(f"<details><summary>Answer{name}</summary>"), prepared(cell), markdown("</details>")]
 
 
 def notebook_page(path: Path) -> nbformat.NotebookNode:
