@@ -100,8 +100,8 @@ def _arrow(start: Place, end: Place) -> str:
     "An arrow between two parts as SVG."
     (c0, r0, _), (c1, r1, _) = start, end
     right, down = c1 - c0, r1 - r0  # the arrow leaves at the side that looks at the other part
-    x0, y0 = 46 + 106 * c0 + (34 if right and down else 42 * right), 24 + 66 * r0 + 20 * down
-    x1, y1 = 46 + 106 * c1 - (34 if right and down else 43 * right), 24 + 66 * r1 - 21 * down
+    x0, y0 = 46 + 106 * c0 + (34 * right if down else 42 * right), 24 + 66 * r0 + 20 * down
+    x1, y1 = 46 + 106 * c1 - (34 * right if down else 43 * right), 24 + 66 * r1 - 21 * down
     return f'<path d="M{x0} {y0}L{x1} {y1}" stroke="#8a929c" stroke-width="1.6" marker-end="url(#head)"/>'
 
 # %% ../nbs/90_visualization.ipynb #72f14d98
@@ -164,22 +164,22 @@ def transformer_layers() -> Diagram:
     """
     add = "add, norm"
     parts: dict[str, Place] = {
-        "positions": (1, 0, "positions"), "tokens": (0, 1, "tokens"), "attention": (1, 1, "attention|of tokens"),
+        "positions": (1, 0, "positions"), "tokens": (0, 1, "tokens"), "attention": (1, 1, "self-|attention"),
         "add1": (2, 1, add), "perceptron": (3, 1, "perceptron"), "add2": (4, 1, add), "memory": (5, 1, "tokens"),
-        "places": (3, 2, "tokens and|positions"), "answers": (0, 3, "answers"),
-        "self": (1, 3, "attention|of queries"), "add3": (2, 3, add),
-        "cross": (3, 3, "attention|to tokens"), "add4": (4, 3, add),
+        "places": (3, 2, "positions"), "tokens2": (4, 2, "tokens"), "answers": (0, 3, "answers"),
+        "self": (1, 3, "self-|attention"), "add3": (2, 3, add),
+        "cross": (3, 3, "cross-|attention"), "add4": (4, 3, add),
         "perceptron2": (5, 3, "perceptron"), "add5": (6, 3, add), "better": (7, 3, "answers"),
-        "queries": (1, 4, "queries"), "again": (3, 4, "queries"),
+        "queries": (1, 4, "object|queries"), "again": (3, 4, "object|queries"),
     }
     rows = ("tokens attention add1 perceptron add2 memory", "answers self add3 cross add4 perceptron2 add5 better")
     arrows = [f"{a} {b}" for row in rows for a, b in zip(row.split(), row.split()[1:])]
-    sides = ["positions attention", "places cross", "queries self", "again cross"]
+    sides = ["positions attention", "places cross", "tokens2 cross", "queries self", "again cross"]
     words = (
-        "above, an encoder layer: tokens go through an attention of tokens, which positions enter too, and a "
-        "perceptron; each is added to what was there and normed. Below, a decoder layer: answers go through an "
-        "attention of queries, an attention to the tokens and a perceptron; the queries enter both attentions, the "
-        "positions of the tokens the second"
+        "above, an encoder layer: tokens go through self-attention, which positions enter too, and a perceptron; "
+        "each is added to its input and normed. Below, a decoder layer: answers go through self-attention, "
+        "cross-attention to the tokens and a perceptron; object queries enter both attentions, the positions of "
+        "the tokens the second"
     )
     return _diagram(parts, arrows + sides, ("positions", "places", "queries", "again"), words)
 
@@ -376,6 +376,7 @@ def grid(
         list
     """
     import matplotlib.pyplot as plt
+    columns = min(columns, count)
     rows = -(-count // columns)
     _, axes = plt.subplots(
         rows, columns, figsize=(size * columns, size * rows), layout="constrained", squeeze=False
