@@ -82,6 +82,7 @@ ARROWS = (
 
 # %% ../nbs/90_visualization.ipynb #2dab06f8
 Place = tuple[int, int, str]  # column, row, words
+_LINE = 'stroke="#8a929c" stroke-width="1.6" marker-end="url(#head)"'
 
 def _part(place: Place, lit: bool) -> str:
     "A part of a drawing as SVG: a box of 84 × 40 with its words."
@@ -102,7 +103,7 @@ def _arrow(start: Place, end: Place) -> str:
     right, down = c1 - c0, r1 - r0  # the arrow leaves at the side that looks at the other part
     x0, y0 = 46 + 106 * c0 + (34 * right if down else 42 * right), 24 + 66 * r0 + 20 * down
     x1, y1 = 46 + 106 * c1 - (34 * right if down else 43 * right), 24 + 66 * r1 - 21 * down
-    return f'<path d="M{x0} {y0}L{x1} {y1}" stroke="#8a929c" stroke-width="1.6" marker-end="url(#head)"/>'
+    return f'<path d="M{x0} {y0}L{x1} {y1}" {_LINE}/>'
 
 # %% ../nbs/90_visualization.ipynb #72f14d98
 class Diagram:
@@ -121,12 +122,21 @@ class Diagram:
     def _repr_svg_(self) -> str:
         return self.svg
 
-def _diagram(parts: Mapping[str, Place], arrows: Sequence[str], lit: Sequence[str], words: str) -> Diagram:
-    "Boxes and arrows between them; those in `lit` are blue."
+def _skip(start: Place, end: Place) -> str:
+    "A curved arrow below the boxes of a row, from one to another."
+    (c0, row, _), (c1, _, _) = start, end
+    x0, x1, y = 66 + 106 * c0, 26 + 106 * c1, 44 + 66 * row
+    return f'<path d="M{x0} {y}C{x0 + 30} {y + 24} {x1 - 30} {y + 24} {x1} {y + 2}" fill="none" {_LINE}/>'
+
+def _diagram(
+    parts: Mapping[str, Place], arrows: Sequence[str], lit: Sequence[str], words: str, skips: Sequence[str] = ()
+) -> Diagram:
+    "Boxes and arrows between them; those in `lit` are blue; `skips` are curved arrows within a row."
     if unknown := [name for name in lit if name not in parts]:
         raise ValueError(f"lit={unknown}: want some of {', '.join(parts)}")
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     lines = [_arrow(*(parts[name] for name in arrow.split())) for arrow in arrows]
+    lines += [_skip(*(parts[name] for name in skip.split())) for skip in skips]
     boxes = [_part(place, name in lit) for name, place in parts.items()]
     width = 92 + 106 * max(column for column, _, _ in parts.values())
     height = 48 + 66 * max(row for _, row, _ in parts.values())
@@ -181,7 +191,8 @@ def transformer_layers() -> Diagram:
         "cross-attention to the tokens and a perceptron; object queries enter both attentions, the positions of "
         "the tokens the second"
     )
-    return _diagram(parts, arrows + sides, ("positions", "places", "queries", "again"), words)
+    skips = ["tokens add1", "add1 add2", "answers add3", "add3 add4", "add4 add5"]
+    return _diagram(parts, arrows + sides, ("positions", "places", "queries", "again"), words, skips)
 
 # %% ../nbs/90_visualization.ipynb #a3de5755
 def draw_box(ax, box: np.ndarray, colour, style: str = "-") -> None:
