@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "FrozenBatchNorm2d", "freeze_batch_norm", "resize_mask", "detr_nb_resnet",
+    "resize_mask", "FrozenBatchNorm2d", "freeze_batch_norm", "detr_nb_resnet",
     "register_backbones", "create_backbone", "ConvEncoder"
 ]
 
@@ -18,6 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from .files import ASSETS
+
+# %% ../nbs/10_backbone.ipynb #0e45acf6
+def resize_mask(
+    mask: Tensor,            # (B, H, W) 1 or True where the image is real
+    size: tuple[int, int],   # (h, w) of a feature map
+) -> Tensor:                 # (B, h, w) bool
+    """The pixel mask at the size of a feature map: nearest neighbour, so it stays a mask.
+
+    Args:
+        mask (Tensor): (B, H, W) 1 or True where the image is real
+        size (tuple[int, int]): (h, w) of a feature map
+
+    Returns:
+        Tensor: (B, h, w) bool
+    """
+    return nn.functional.interpolate(mask[:, None].float(), size=size)[:, 0].bool()
 
 # %% ../nbs/10_backbone.ipynb #035712ed
 class FrozenBatchNorm2d(nn.Module):
@@ -89,22 +105,6 @@ def freeze_batch_norm(
         else:
             freeze_batch_norm(child)
     return module
-
-# %% ../nbs/10_backbone.ipynb #0e45acf6
-def resize_mask(
-    mask: Tensor,            # (B, H, W) 1 or True where the image is real
-    size: tuple[int, int],   # (h, w) of a feature map
-) -> Tensor:                 # (B, h, w) bool
-    """The pixel mask at the size of a feature map: nearest neighbour, so it stays a mask.
-
-    Args:
-        mask (Tensor): (B, H, W) 1 or True where the image is real
-        size (tuple[int, int]): (h, w) of a feature map
-
-    Returns:
-        Tensor: (B, h, w) bool
-    """
-    return nn.functional.interpolate(mask[:, None].float(), size=size)[:, 0].bool()
 
 # %% ../nbs/10_backbone.ipynb #a9dad300
 def detr_nb_resnet(pretrained: bool = False, **kwargs) -> nn.Module:
