@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = [
     "PALETTE", "PARTS", "ARROWS", "class_colour", "Diagram", "architecture", "transformer_layers",
-    "show_boxes", "show_heat", "show_segments", "show_matching", "grid", "png", "as_html",
-    "explore", "check_range", "show_distance", "show_all_boxes", "draw_training"
+    "draw_box", "show_boxes", "show_heat", "show_segments", "show_matching", "grid", "png",
+    "as_html", "explore", "check_range", "show_distance", "show_all_boxes", "draw_training"
 ]
 
 # %% ../nbs/90_visualization.ipynb #8754c31d
@@ -195,14 +195,19 @@ def transformer_layers() -> Diagram:
     return _diagram(parts, arrows + sides, ("positions", "places", "queries", "again"), words, skips)
 
 # %% ../nbs/90_visualization.ipynb #a3de5755
-def draw_box(ax, box: np.ndarray, colour, style: str = "-") -> None:
-    """A box (x0, y0, x1, y1) as a line with a white edge.
+def draw_box(
+    ax,               # Matplotlib axes
+    box: np.ndarray,  # (4,) x0, y0, x1, y1 in the units of the axes
+    colour,           # anything that Matplotlib takes for a colour
+    style: str = "-", # of the line
+) -> None:
+    """A box as a line with a white edge.
 
     Args:
-        ax
-        box (np.ndarray)
-        colour
-        style (str): Defaults to "-".
+        ax: Matplotlib axes
+        box (np.ndarray): (4,) x0, y0, x1, y1 in the units of the axes
+        colour: anything that Matplotlib takes for a colour
+        style (str): of the line. Defaults to "-".
     """
     x0, y0, x1, y1 = box
     ax.autoscale(False)  # a box may reach outside the image
