@@ -215,8 +215,9 @@ def draw_box(
         ax.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], solid_joinstyle="miter", **line)
 
 # %% ../nbs/90_visualization.ipynb #77e7e707
-def _show(ax, image: np.ndarray, **how):
+def _show(ax, image: Any, **how):
     "An image whose first pixel goes from 0 to 1, so that boxes lie where they belong."
+    image = np.asarray(image)
     return ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="nearest", **how)
 
 # %% ../nbs/90_visualization.ipynb #a0a0d100
