@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 import detr_nb
 
@@ -334,7 +334,7 @@ def open_image(path: Path):
         path (Path)
     """
     with Image.open(path) as file:
-        return detr_nb.files.to_rgb(ImageOps.exif_transpose(file))
+        return detr_nb.files.to_rgb(detr_nb.files.upright(file))
 
 # %% ../nbs/52_cli.ipynb #7dd6f836
 def drawing_paths(paths: list[Path], out: Path) -> dict[Path, Path]:

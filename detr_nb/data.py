@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .boxes import masks_to_boxes
-from .files import read_image, read_json
+from .files import orientation, read_image, read_json
 from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
 
 # %% auto #0
@@ -305,6 +305,44 @@ def coco_index(
         coco.createIndex()
     return coco
 
+# %% ../nbs/93_data.ipynb #30814ebb
+def read_entry(
+    path: Path,
+    entry: Mapping,      # of `images`, perhaps with width and height
+    unsure: list[Path],  # images that fit their entries both ways; the first is warned of
+) -> Image.Image:
+    """The image of an entry, upright if that fits (see `files.read_image`).
+
+    Args:
+        path (Path)
+        entry (Mapping): of `images`, perhaps with width and height
+        unsure (list[Path]): images that fit their entries both ways; the first is warned of
+
+    Returns:
+        Image.Image
+
+    Raises:
+        ValueError: for one of another size.
+    """
+    size = (entry["width"], entry["height"]) if {"width", "height"} <= entry.keys() else None
+    image = read_image(path, size=size)
+    if size is None: return image
+    with Image.open(path) as file: stored, turn = file.size, orientation(file)
+    note = f" ({stored[0]} × {stored[1]} as stored, EXIF orientation {turn})" if turn > 1 else ""
+    if image.size != size:
+        raise ValueError(
+            f"{path} has {image.width} × {image.height} pixels{note}, its entry says {size[0]} × {size[1]}"
+        )
+    if turn > 1 and stored == size == (stored[::-1] if turn > 4 else stored):
+        if not unsure:
+            warnings.warn(
+                f"{path}: EXIF orientation {turn}, and its entry fits both as stored and turned. It is turned "
+                "upright, as viewers show it; so are all others like it. If the annotations were made for the "
+                "stored pixels, remove the orientation from the files", stacklevel=3,
+            )
+        unsure.append(path)
+    return image
+
 # %% ../nbs/93_data.ipynb #1252335e
 class CocoDetection(Dataset):
     """A COCO folder: each item is an image (PIL, RGB) and its annotations as COCO wrote them.
@@ -330,6 +368,7 @@ class CocoDetection(Dataset):
         check_coco(data, ann_file, self.folder)
         self.coco = coco_index(data)
         self.ids = sorted(self.coco.imgs)
+        self._unsure: list[Path] = []
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -345,13 +384,7 @@ class CocoDetection(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict]:
         entry = self.coco.imgs[self.ids[index]]
-        path = self.folder / entry["file_name"]
-        image = read_image(path)
-        if image.size != (entry["width"], entry["height"]):
-            raise ValueError(
-                f"{path} has {image.width} × {image.height} pixels, its entry says "
-                f"{entry['width']} × {entry['height']}"
-            )
+        image = read_entry(self.folder / entry["file_name"], entry, self._unsure)
         target = {"image_id": entry["id"], "annotations": self.coco.imgToAnns[entry["id"]]}
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
@@ -554,6 +587,7 @@ class CocoPanoptic(Dataset):
         self.masks_path = Path(ann_folder)
         self.ann_file = Path(ann_file)
         self.transforms = transforms
+        self._unsure: list[Path] = []
         self.data = read_panoptic_file(ann_file)
         self.images = {image["id"]: image for image in self.data["images"]}
         self.annotations = sorted(self.data["annotations"], key=lambda a: a["image_id"])
@@ -600,6 +634,6 @@ class CocoPanoptic(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict]:
         annotation = self.annotations[index]
-        image = read_image(self.image_path(annotation))
+        image = read_entry(self.image_path(annotation), self.images[annotation["image_id"]], self._unsure)
         target = annotation | {"masks_path": self.masks_path}
         return (image, target) if self.transforms is None else self.transforms(image, target)

@@ -19,12 +19,12 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 # %% auto #0
 __all__ = [
     "ASSETS", "EMBEDDED", "atomic", "write_json", "read_json", "read_log", "Log", "to_rgb",
-    "read_image", "find_file", "experiment", "check"
+    "orientation", "upright", "read_image", "find_file", "experiment", "check"
 ]
 
 # %% ../nbs/91_files.ipynb #8940894c
@@ -174,15 +174,47 @@ def to_rgb(
         image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
+def orientation(
+    image: Image.Image,
+) -> int:  # 1…8; 1: as stored
+    """How EXIF says that an image should be turned (the number that cameras write).
+
+    Args:
+        image (Image.Image)
+
+    Returns:
+        int: 1…8; 1: as stored
+    """
+    found = image.getexif().get(0x0112, 1)
+    return found if found in range(1, 9) else 1
+
+def upright(
+    image: Image.Image,
+) -> Image.Image:
+    """An image turned as its EXIF orientation says, and without that note; one that has none as it
+    is.
+
+    Args:
+        image (Image.Image)
+
+    Returns:
+        Image.Image
+    """
+    return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
+
 def read_image(
     path: str | os.PathLike,
     convert: Callable[[Image.Image], Image.Image] = to_rgb,
+    size: tuple[int, int] | None = None,  # width, height that its annotations were made for; None: not known
 ) -> Image.Image:  # mode RGB
-    """An image file.
+    """An image file, turned upright as its EXIF says, unless only the image as it is stored has the
+    `size`.
 
     Args:
         path (str | os.PathLike)
         convert (Callable[[Image.Image], Image.Image]): Defaults to to_rgb.
+        size (tuple[int, int] | None): width, height that its annotations were made for; None: not
+            known
 
     Returns:
         Image.Image: mode RGB
@@ -193,12 +225,15 @@ def read_image(
     """
     try:
         with Image.open(path) as file:
-            return convert(file)
+            turned = upright(file)
+            image = convert(file if size is not None and turned.size != size == file.size else turned)
     except FileNotFoundError: raise
     except (OSError, SyntaxError) as error:
         raise OSError(f"{path}: not a whole image ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    image.info = {}  # or its EXIF would turn it a second time
+    return image
 
 # %% ../nbs/91_files.ipynb #9e12756b
 ASSETS = (

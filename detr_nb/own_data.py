@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import Image
 from .config import DetrConfig
 from .data import CocoDetection, CocoPanoptic
 from .detector import DetrForObjectDetection
-from .files import write_json
+from .files import orientation, upright, write_json
 from .mask_head import DetrForSegmentation
 from .pretraining import scenes_config, scenes_processor
 from .processor import DetrImageProcessor
@@ -99,11 +100,15 @@ def write_coco(
     if len(set(labels)) < len(labels): raise ValueError(f"labels={list(labels)}: want each once")
     images = []
     annotations = []
+    unsure = []  # images that EXIF turns and whose boxes fit both ways
     for name, boxes in table.items():
         if not (Path(folder) / split / name).is_file():
             raise FileNotFoundError(f"{Path(folder) / split / name}: no such image; the table names it")
         with Image.open(Path(folder) / split / name) as file:
-            width, height = file.size
+            turned, stored, turn = upright(file).size, file.size, orientation(file)
+        fits = [all(x1 <= size[0] and y1 <= size[1] for *_, x1, y1 in boxes) for size in (turned, stored)]
+        width, height = stored if fits == [False, True] else turned  # as `CocoDetection` will read it
+        unsure += [name] * (turn > 1 and all(fits))
         images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
         for label, x0, y0, x1, y1 in boxes:
             if label not in labels:
@@ -118,6 +123,11 @@ def write_coco(
                 "bbox": box,
             }
             annotations.append(annotation | {"area": box[2] * box[3], "iscrowd": 0})
+    if unsure:
+        warnings.warn(
+            f"{len(unsure)} images have an EXIF orientation, and their boxes fit both as stored and turned: taken as "
+            f"drawn on the upright images, as viewers show them. The first is {unsure[0]}", stacklevel=2,
+        )
     path.parent.mkdir(exist_ok=True)
     categories = [{"id": i + 1, "name": label} for i, label in enumerate(labels)]
     write_json({"images": images, "annotations": annotations, "categories": categories}, path)

@@ -20,7 +20,7 @@ from . import post_processing
 from .boxes import box_xyxy_to_cxcywh
 from .config import setting_names
 from .data import detection_target, panoptic_target
-from .files import find_file, read_json, write_json
+from .files import find_file, orientation, read_json, write_json
 from .transforms import resize, resized_size, to_rgb_tensor
 
 if TYPE_CHECKING:
@@ -283,6 +283,30 @@ def as_list_pairs(
         raise ValueError(f"{len(images)} images, {len(annotations)} annotations: want one for each")
     return images, annotations
 
+# %% ../nbs/32_processor.ipynb #f17e65bf
+def warn_of_range(
+    pixels: Tensor,
+    rescale: bool, normalize: bool,  # what will be done to it
+) -> None:
+    """Warn of an image that looks as if it had been rescaled before, or as if it still should be.
+
+    Args:
+        pixels (Tensor)
+        rescale (bool): what will be done to it
+        normalize (bool): what will be done to it
+    """
+    if not pixels.numel(): return
+    if rescale and pixels.is_floating_point() and 0 < pixels.max() <= 1:
+        warnings.warn(
+            "an image of floating point numbers in 0…1 is divided by 255: it looks as if it had been rescaled "
+            "before. If so, pass do_rescale=False", stacklevel=4,
+        )
+    if normalize and not rescale and pixels.max() > 2:
+        warnings.warn(
+            "do_rescale=False, but the image has numbers over 2: it looks as if it were in 0…255. mean and std "
+            "are meant for 0…1", stacklevel=4,
+        )
+
 # %% ../nbs/32_processor.ipynb #36acf835
 class DetrImageProcessor:
     """Images of any kind and size → a padded batch that DETR takes; its outputs → boxes, labels and
@@ -447,6 +471,7 @@ class DetrImageProcessor:
             ValueError: for an image without pixels.
         """
         pixels = to_rgb_tensor(image, channels_first)
+        warn_of_range(pixels, self.do_rescale, self.do_normalize)
         height, width = pixels.shape[-2:]
         if not height or not width:
             raise ValueError(f"image has {height} × {width} pixels: want at least one")
@@ -527,6 +552,13 @@ class DetrImageProcessor:
         read_layout("data_format", data_format, "channels_first")
         channels_first = read_layout("input_data_format", input_data_format, "channels_first", "channels_last")
         images, annotations = as_list_pairs(images, annotations)
+        turned = [i for i, image in enumerate(images) if isinstance(image, Image.Image) and orientation(image) > 1]
+        if turned:
+            warnings.warn(
+                f"{len(turned)} of {len(images)} images have an EXIF orientation and are turned upright, as viewers "
+                f"show them; the first is image {turned[0]}. Boxes, masks and target_sizes refer to the upright image",
+                stacklevel=2,
+            )
         targets = [None] * len(images) if annotations is None else read_annotations(
             images, annotations, processor.format, channels_first, return_segmentation_masks, masks_path,
         )

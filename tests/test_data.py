@@ -3,12 +3,14 @@ import copy
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from detr_nb import CocoDetection, SceneDetection
+from detr_nb import CocoDetection, DetrImageProcessor, SceneDetection
 from detr_nb.data import detection_target
+from detr_nb.own_data import write_coco
 
 GOOD = {
     "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}, {"id": 2, "file_name": "b.png", "width": 10, "height": 10}],
@@ -131,3 +133,111 @@ def test_real_annotations(coco_sample):
         corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in wanted], dtype=torch.float32)
         torch.testing.assert_close(target["boxes"], corners)
         assert set(target["class_labels"].tolist()) <= {c["id"] for c in categories}
+
+
+# -- photographs that EXIF turns
+
+
+def turned_file(path, width, height, orientation):
+    "A file whose upright image is dark at the top, stored as a camera with this orientation stores it."
+    upright = np.full((height, width, 3), 200, np.uint8)
+    upright[: height // 4] = 20
+    stored = {1: upright, 3: upright[::-1, ::-1], 6: np.rot90(upright), 8: np.rot90(upright, -1)}[orientation]
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif)
+    return path
+
+
+def exif_folder(tmp_path, orientation, size, stored_entry=False, count=2):
+    "A COCO folder of such images; entries have the upright size, or that of the stored pixels."
+    (tmp_path / "val").mkdir()
+    (tmp_path / "annotations").mkdir()
+    for i in range(count): turned_file(tmp_path / "val" / f"{i}.png", *size, orientation)
+    width, height = size[::-1] if stored_entry else size
+    data = {
+        "images": [{"id": i + 1, "file_name": f"{i}.png", "width": width, "height": height} for i in range(count)],
+        "annotations": [{"id": i + 1, "image_id": i + 1, "category_id": 1, "bbox": [0, 0, width, 5]} for i in range(count)],
+        "categories": [{"id": 1, "name": "sky"}],
+    }
+    path = tmp_path / "annotations" / "instances_val.json"
+    path.write_text(json.dumps(data))
+    return CocoDetection(tmp_path / "val", path)
+
+
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_photo_on_its_side_is_turned_where_its_entry_is_upright(tmp_path, orientation):
+    dataset = exif_folder(tmp_path, orientation, (30, 40))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image, _ = dataset[0]
+        pixels = DetrImageProcessor(size={"height": 40, "width": 30})(image, return_tensors="np", do_normalize=False)
+    assert image.size == (30, 40)
+    assert np.asarray(image)[:10].max() == 20 and np.asarray(image)[10:].min() == 200
+    assert pixels.pixel_values.shape == (1, 3, 40, 30)  # not turned a second time
+    assert pixels.pixel_values[0, 0, 2, 2] < 0.1 < pixels.pixel_values[0, 0, -2, 2]
+
+
+def test_photo_on_its_side_stays_where_its_entry_is_as_stored(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image, _ = exif_folder(tmp_path, 6, (30, 40), stored_entry=True)[0]
+    assert image.size == (40, 30) and np.asarray(image)[:, :10].max() == 20
+    assert DetrImageProcessor(size={"height": 30, "width": 40})(image).pixel_values[0].shape == (3, 30, 40)
+
+
+@pytest.mark.parametrize("orientation,size", [(3, (30, 40)), (6, (40, 40))])
+def test_photo_that_fits_both_ways_is_turned_and_named_once(tmp_path, orientation, size):
+    dataset = exif_folder(tmp_path, orientation, size)
+    with pytest.warns(UserWarning, match=f"0.png: EXIF orientation {orientation}, and its entry fits both") as caught:
+        image, _ = dataset[0]
+        dataset[1]
+    assert len(caught) == 1 and np.asarray(image)[:10].max() == 20
+
+
+def test_photo_of_another_size_names_exif(tmp_path):
+    dataset = exif_folder(tmp_path, 6, (30, 40))
+    dataset.coco.imgs[1]["width"] = 31
+    with pytest.raises(ValueError, match=r"0.png has 30 × 40 pixels \(40 × 30 as stored, EXIF orientation 6\), its entry says 31 × 40"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("orientation,size,box,warned,entry", [
+    (6, (30, 40), (0, 0, 30, 39), False, (30, 40)),   # fits the upright image only
+    (6, (30, 40), (0, 0, 39, 30), False, (40, 30)),   # fits the stored pixels only
+    (6, (30, 40), (0, 0, 9, 9), True, (30, 40)),      # fits both
+    (3, (30, 40), (0, 0, 9, 9), True, (30, 40)), (1, (30, 40), (0, 0, 9, 9), False, (30, 40)),
+])
+def test_write_coco_takes_boxes_as_drawn_on_the_upright_image(tmp_path, orientation, size, box, warned, entry):
+    (tmp_path / "val").mkdir()
+    turned_file(tmp_path / "val" / "a.png", *size, orientation)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        path = write_coco(tmp_path, "val", {"a.png": [("sky", *box)]}, ["sky"])
+    assert [("1 images have an EXIF orientation" in str(w.message)) for w in caught] == [True] * warned
+    written = json.loads(path.read_text())["images"][0]
+    assert (written["width"], written["height"]) == entry
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert CocoDetection(tmp_path / "val", path)[0][0].size == entry
+
+
+def test_processor_turns_what_exif_turns_and_says_so(tmp_path):
+    processor = DetrImageProcessor(size={"height": 40, "width": 30}, do_normalize=False)
+    with Image.open(turned_file(tmp_path / "a.png", 30, 40, 6)) as stored, pytest.warns(UserWarning, match="1 of 2 images have an EXIF orientation .* image 1"):
+        pixels = processor([np.zeros((40, 30, 3), np.uint8), stored], return_tensors="np").pixel_values
+    assert pixels.shape == (2, 3, 40, 30) and pixels[1, :, 2].max() < 0.1 < pixels[1, :, -2].min()
+
+
+@pytest.mark.parametrize("image,settings,said", [
+    (np.full((8, 8, 3), 0.5), {}, "in 0…1 is divided by 255"), (torch.full((3, 8, 8), 1.0), {}, "in 0…1 is divided by 255"),
+    (np.full((8, 8, 3), 99, np.uint8), {"do_rescale": False}, "numbers over 2"), (np.full((8, 8, 3), 99.0), {"do_rescale": False}, "numbers over 2"),
+    (np.full((8, 8, 3), 0.5), {"do_rescale": False}, None), (np.full((8, 8, 3), 1, np.uint8), {}, None),
+    (np.full((8, 8, 3), 99.0), {}, None), (np.zeros((8, 8, 3)), {}, None), (np.full((8, 8, 3), 99, np.uint8), {"do_rescale": False, "do_normalize": False}, None),
+])
+def test_image_that_is_rescaled_twice_or_not_at_all_is_warned_of(image, settings, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        DetrImageProcessor(size={"height": 8, "width": 8}, **settings)(image)
+    assert len(caught) == (said is not None) and all(said in str(w.message) for w in caught)
