@@ -30,136 +30,9 @@ from .processor import DetrImageProcessor
 
 # %% auto #0
 __all__ = [
-    "METRICS", "Quality", "compare_segments", "summarize_quality", "CocoEvaluator", "evaluate",
-    "format_tables", "PanopticEvaluator", "format_qualities", "evaluate_panoptic", "metrics"
+    "METRICS", "CocoEvaluator", "evaluate", "format_tables", "Quality", "compare_segments",
+    "summarize_quality", "PanopticEvaluator", "format_qualities", "evaluate_panoptic", "metrics"
 ]
-
-# %% ../nbs/33_evaluation.ipynb #c33e0e80
-@dataclass
-class Quality:
-    """What panoptic quality counts for one class.
-
-    Attributes:
-        iou (float): summed over the matched pairs. Defaults to 0.0.
-        tp (int): matched pairs. Defaults to 0.
-        fp (int): predicted segments without a partner. Defaults to 0.
-        fn (int): true segments without a partner. Defaults to 0.
-    """
-    iou: float = 0.0  # summed over the matched pairs
-    tp: int = 0       # matched pairs
-    fp: int = 0       # predicted segments without a partner
-    fn: int = 0       # true segments without a partner
-
-    def __add__(self, other: Quality) -> Quality:
-        return Quality(self.iou + other.iou, self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
-
-    @property
-    def sq(self) -> float:
-        """Segmentation quality: the mean IoU of matched pairs.
-
-        Returns:
-            float
-        """
-        return self.iou / max(self.tp, 1)
-
-    @property
-    def rq(self) -> float:
-        """Recognition quality: the F1 score of segments.
-
-        Returns:
-            float
-        """
-        return self.tp / max(self.tp + (self.fp + self.fn) / 2, 0.5)
-
-    @property
-    def pq(self) -> float:
-        """Panoptic quality: the product.
-
-        Returns:
-            float
-        """
-        return self.sq * self.rq
-
-# %% ../nbs/33_evaluation.ipynb #2bbbf27f
-def _areas(ids: np.ndarray) -> dict[int, int]:
-    "Pixels of each number in a map."
-    return {int(i): int(n) for i, n in zip(*np.unique(ids, return_counts=True))}
-
-def compare_segments(
-    true_ids: np.ndarray,               # (H, W) int64; 0 is nobody's
-    true_segments: Sequence[Mapping],   # id, category_id, iscrowd
-    found_ids: np.ndarray,              # (H, W) int64
-    found_segments: Sequence[Mapping],  # id, category_id
-) -> dict[int, Quality]:                # by category
-    """Panoptic quality's counts for one image (Kirillov et al., 2019). Segments of a class match
-    where their IoU is over one half. Crowds are neither matched nor missed; a segment that lies
-    mostly on one of its class, or on nobody's pixels, is not counted.
-
-    Args:
-        true_ids (np.ndarray): (H, W) int64; 0 is nobody's
-        true_segments (Sequence[Mapping]): id, category_id, iscrowd
-        found_ids (np.ndarray): (H, W) int64
-        found_segments (Sequence[Mapping]): id, category_id
-
-    Returns:
-        dict[int, Quality]: by category
-
-    Raises:
-        ValueError: for maps of different shapes, and for a listed segment without a pixel.
-    """
-    if true_ids.shape != found_ids.shape:
-        raise ValueError(
-            f"the truth has shape {true_ids.shape}, the prediction {found_ids.shape}: want the same"
-        )
-    true_area, found_area = _areas(true_ids), _areas(found_ids)
-    bare = {s["id"] for s in true_segments} - true_area.keys() | {s["id"] for s in found_segments} - found_area.keys()
-    if bare: raise ValueError(f"segments {sorted(bare)} are listed and have no pixel")
-    overlap = Counter({  # one number a pair: many times faster than rows of two
-        divmod(pair, 256**3): n for pair, n in _areas(true_ids * 256**3 + found_ids).items()
-    })
-    crowds = {s["category_id"]: s["id"] for s in true_segments if s.get("iscrowd", 0)}
-    truth = {s["id"]: s["category_id"] for s in true_segments if not s.get("iscrowd", 0)}
-    found = {s["id"]: s["category_id"] for s in found_segments}
-    ious = {
-        (t, f): n / (true_area[t] + found_area[f] - n - overlap[0, f])
-        for (t, f), n in overlap.items() if t in truth and f in found and truth[t] == found[f]
-    }
-    matched = {pair: iou for pair, iou in ious.items() if iou > 0.5}
-    result = defaultdict(Quality)
-    for (t, _), iou in matched.items():
-        result[truth[t]] += Quality(iou, tp=1)
-    for t in truth.keys() - {t for t, _ in matched}:
-        result[truth[t]] += Quality(fn=1)
-    for f in found.keys() - {f for _, f in matched}:
-        if overlap[0, f] + overlap[crowds.get(found[f], -1), f] <= found_area[f] / 2:
-            result[found[f]] += Quality(fp=1)
-    return dict(result)
-
-# %% ../nbs/33_evaluation.ipynb #8085c43d
-def summarize_quality(
-    counts: Mapping[int, Quality],     # by category
-    categories: Sequence[Mapping],     # id, isthing
-) -> dict[str, dict]:
-    """`All`, `Things` and `Stuff`: pq, sq, rq (0…1; means over the classes that occur) and n, how
-    many these are; and `per_class`.
-
-    Args:
-        counts (Mapping[int, Quality]): by category
-        categories (Sequence[Mapping]): id, isthing
-
-    Returns:
-        dict[str, dict]
-    """
-    occur = {c["id"]: counts[c["id"]] for c in categories if counts.get(c["id"], Quality()) != Quality()}
-    def mean(ids: list[int]) -> dict[str, float]:
-        return {
-            name: sum(getattr(occur[i], name) for i in ids) / max(len(ids), 1)
-            for name in ("pq", "sq", "rq")
-        } | {"n": len(ids)}
-    things = [c["id"] for c in categories if c["isthing"] and c["id"] in occur]
-    tables = {"All": list(occur), "Things": things, "Stuff": [i for i in occur if i not in things]}
-    per_class = {i: {"pq": q.pq, "sq": q.sq, "rq": q.rq} for i, q in occur.items()}
-    return {kind: mean(ids) for kind, ids in tables.items()} | {"per_class": per_class}
 
 # %% ../nbs/33_evaluation.ipynb #1c17ce2e
 def box_rows(
@@ -416,6 +289,133 @@ def format_tables(
     """
     rows = [f"{metric:<10}" + "".join(f"{table[metric]:14.3f}" for table in tables.values()) for metric in METRICS]
     return "\n".join([" " * 10 + "".join(f"{name:>14}" for name in tables), *rows])
+
+# %% ../nbs/33_evaluation.ipynb #c33e0e80
+@dataclass
+class Quality:
+    """What panoptic quality counts for one class.
+
+    Attributes:
+        iou (float): summed over the matched pairs. Defaults to 0.0.
+        tp (int): matched pairs. Defaults to 0.
+        fp (int): predicted segments without a partner. Defaults to 0.
+        fn (int): true segments without a partner. Defaults to 0.
+    """
+    iou: float = 0.0  # summed over the matched pairs
+    tp: int = 0       # matched pairs
+    fp: int = 0       # predicted segments without a partner
+    fn: int = 0       # true segments without a partner
+
+    def __add__(self, other: Quality) -> Quality:
+        return Quality(self.iou + other.iou, self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
+
+    @property
+    def sq(self) -> float:
+        """Segmentation quality: the mean IoU of matched pairs.
+
+        Returns:
+            float
+        """
+        return self.iou / max(self.tp, 1)
+
+    @property
+    def rq(self) -> float:
+        """Recognition quality: the F1 score of segments.
+
+        Returns:
+            float
+        """
+        return self.tp / max(self.tp + (self.fp + self.fn) / 2, 0.5)
+
+    @property
+    def pq(self) -> float:
+        """Panoptic quality: the product.
+
+        Returns:
+            float
+        """
+        return self.sq * self.rq
+
+# %% ../nbs/33_evaluation.ipynb #2bbbf27f
+def _areas(ids: np.ndarray) -> dict[int, int]:
+    "Pixels of each number in a map."
+    return {int(i): int(n) for i, n in zip(*np.unique(ids, return_counts=True))}
+
+def compare_segments(
+    true_ids: np.ndarray,               # (H, W) int64; 0 is nobody's
+    true_segments: Sequence[Mapping],   # id, category_id, iscrowd
+    found_ids: np.ndarray,              # (H, W) int64
+    found_segments: Sequence[Mapping],  # id, category_id
+) -> dict[int, Quality]:                # by category
+    """Panoptic quality's counts for one image (Kirillov et al., 2019). Segments of a class match
+    where their IoU is over one half. Crowds are neither matched nor missed; a segment that lies
+    mostly on one of its class, or on nobody's pixels, is not counted.
+
+    Args:
+        true_ids (np.ndarray): (H, W) int64; 0 is nobody's
+        true_segments (Sequence[Mapping]): id, category_id, iscrowd
+        found_ids (np.ndarray): (H, W) int64
+        found_segments (Sequence[Mapping]): id, category_id
+
+    Returns:
+        dict[int, Quality]: by category
+
+    Raises:
+        ValueError: for maps of different shapes, and for a listed segment without a pixel.
+    """
+    if true_ids.shape != found_ids.shape:
+        raise ValueError(
+            f"the truth has shape {true_ids.shape}, the prediction {found_ids.shape}: want the same"
+        )
+    true_area, found_area = _areas(true_ids), _areas(found_ids)
+    bare = {s["id"] for s in true_segments} - true_area.keys() | {s["id"] for s in found_segments} - found_area.keys()
+    if bare: raise ValueError(f"segments {sorted(bare)} are listed and have no pixel")
+    overlap = Counter({  # one number a pair: many times faster than rows of two
+        divmod(pair, 256**3): n for pair, n in _areas(true_ids * 256**3 + found_ids).items()
+    })
+    crowds = {s["category_id"]: s["id"] for s in true_segments if s.get("iscrowd", 0)}
+    truth = {s["id"]: s["category_id"] for s in true_segments if not s.get("iscrowd", 0)}
+    found = {s["id"]: s["category_id"] for s in found_segments}
+    ious = {
+        (t, f): n / (true_area[t] + found_area[f] - n - overlap[0, f])
+        for (t, f), n in overlap.items() if t in truth and f in found and truth[t] == found[f]
+    }
+    matched = {pair: iou for pair, iou in ious.items() if iou > 0.5}
+    result = defaultdict(Quality)
+    for (t, _), iou in matched.items():
+        result[truth[t]] += Quality(iou, tp=1)
+    for t in truth.keys() - {t for t, _ in matched}:
+        result[truth[t]] += Quality(fn=1)
+    for f in found.keys() - {f for _, f in matched}:
+        if overlap[0, f] + overlap[crowds.get(found[f], -1), f] <= found_area[f] / 2:
+            result[found[f]] += Quality(fp=1)
+    return dict(result)
+
+# %% ../nbs/33_evaluation.ipynb #8085c43d
+def summarize_quality(
+    counts: Mapping[int, Quality],     # by category
+    categories: Sequence[Mapping],     # id, isthing
+) -> dict[str, dict]:
+    """`All`, `Things` and `Stuff`: pq, sq, rq (0…1; means over the classes that occur) and n, how
+    many these are; and `per_class`.
+
+    Args:
+        counts (Mapping[int, Quality]): by category
+        categories (Sequence[Mapping]): id, isthing
+
+    Returns:
+        dict[str, dict]
+    """
+    occur = {c["id"]: counts[c["id"]] for c in categories if counts.get(c["id"], Quality()) != Quality()}
+    def mean(ids: list[int]) -> dict[str, float]:
+        return {
+            name: sum(getattr(occur[i], name) for i in ids) / max(len(ids), 1)
+            for name in ("pq", "sq", "rq")
+        } | {"n": len(ids)}
+    things = [c["id"] for c in categories if c["isthing"] and c["id"] in occur]
+    tables = {"All": list(occur), "Things": things, "Stuff": [i for i in occur if i not in things]}
+    per_class = {i: {"pq": q.pq, "sq": q.sq, "rq": q.rq} for i, q in occur.items()}
+    return {kind: mean(ids) for kind, ids in tables.items()} | {"per_class": per_class}
 
 # %% ../nbs/33_evaluation.ipynb #9fcca297
 def png_bytes(

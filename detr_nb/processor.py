@@ -39,36 +39,6 @@ __all__ = [
     "DetrFeatureExtractor"
 ]
 
-# %% ../nbs/32_processor.ipynb #0542ac05
-def pad_images(
-    images: Sequence[Tensor],               # (3, H, W) each, of any sizes
-    size: tuple[int, int] | None = None,    # height and width of the canvas: the largest of each
-) -> tuple[Tensor, Tensor]:                 # (B, 3, H, W) and (B, H, W) int64
-    """Images on one canvas, zeros at the bottom and right, and the mask that is 1 where an image
-    is.
-
-    Args:
-        images (Sequence[Tensor]): (3, H, W) each, of any sizes
-        size (tuple[int, int] | None): height and width of the canvas: the largest of each
-
-    Returns:
-        tuple[Tensor, Tensor]: (B, 3, H, W) and (B, H, W) int64
-
-    Raises:
-        ValueError: where `size` is too small.
-    """
-    height, width = size or (max(i.shape[1] for i in images), max(i.shape[2] for i in images))
-    dtype = torch.stack([image.new_zeros(()) for image in images]).dtype  # one that holds all
-    pixel_values = torch.zeros(len(images), 3, height, width, dtype=dtype, device=images[0].device)
-    pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64)
-    for i, image in enumerate(images):
-        h, w = image.shape[1:]
-        if h > height or w > width:
-            raise ValueError(f"pad_size {height} × {width} is smaller than image {i} of {h} × {w}")
-        pixel_values[i, :, :h, :w] = image
-        pixel_mask[i, :h, :w] = 1
-    return pixel_values, pixel_mask
-
 # %% ../nbs/32_processor.ipynb #f6158377
 def read_size(
     size: int | Sequence[int] | dict[str, int],  # every form that a public `preprocessor_config.json` holds
@@ -104,6 +74,36 @@ def read_size(
             f"size={size}: want a number, (height, width), or a dictionary of positive whole numbers with {wanted}"
         )
     return {name: int(edge) for name, edge in edges.items()}
+
+# %% ../nbs/32_processor.ipynb #0542ac05
+def pad_images(
+    images: Sequence[Tensor],               # (3, H, W) each, of any sizes
+    size: tuple[int, int] | None = None,    # height and width of the canvas: the largest of each
+) -> tuple[Tensor, Tensor]:                 # (B, 3, H, W) and (B, H, W) int64
+    """Images on one canvas, zeros at the bottom and right, and the mask that is 1 where an image
+    is.
+
+    Args:
+        images (Sequence[Tensor]): (3, H, W) each, of any sizes
+        size (tuple[int, int] | None): height and width of the canvas: the largest of each
+
+    Returns:
+        tuple[Tensor, Tensor]: (B, 3, H, W) and (B, H, W) int64
+
+    Raises:
+        ValueError: where `size` is too small.
+    """
+    height, width = size or (max(i.shape[1] for i in images), max(i.shape[2] for i in images))
+    dtype = torch.stack([image.new_zeros(()) for image in images]).dtype  # one that holds all
+    pixel_values = torch.zeros(len(images), 3, height, width, dtype=dtype, device=images[0].device)
+    pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64)
+    for i, image in enumerate(images):
+        h, w = image.shape[1:]
+        if h > height or w > width:
+            raise ValueError(f"pad_size {height} × {width} is smaller than image {i} of {h} × {w}")
+        pixel_values[i, :, :h, :w] = image
+        pixel_mask[i, :h, :w] = 1
+    return pixel_values, pixel_mask
 
 # %% ../nbs/32_processor.ipynb #8438cc06
 def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
