@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection
-from detr_nb.files import ASSETS, read_log
+from detr_nb.files import ASSETS, experiment, read_log
 from detr_nb.pretraining import (
     PretrainingScenes, init_scenes_detector, pretrain_backbone, scenes_config, scenes_processor,
 )
 from detr_nb.training import (
-    RECIPES, Recipe, StepSampler, TrainState, TrainingImages, train,
+    BY_HEART, RECIPES, Recipe, StepSampler, TrainState, TrainingImages, learn_by_heart, train,
 )
 
 
@@ -301,3 +301,13 @@ def test_query_groups_are_not_kept(tmp_path):
     model = DetrForObjectDetection.from_pretrained(tmp_path / "model")
     assert model.model.query_position_embeddings.weight.shape == (25, 128)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["num_queries"] == 25
+
+
+@pytest.mark.parametrize("name", BY_HEART)
+def test_stored_losses_of_learning_by_heart(name):
+    "The first steps again; to 1 %, for other processors add in another order."
+    stored = [row["loss"] for row in experiment("by_heart") if row["run"] == name]
+    torch.set_num_threads(1)
+    _, losses = learn_by_heart(**BY_HEART[name] | {"steps": 3})
+    assert len(stored) == 100
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(stored[:3]), rtol=0.01, atol=0)

@@ -7,6 +7,7 @@ import torch
 
 from detr_nb.files import ASSETS, atomic
 from detr_nb.napkin import compare_runs
+from detr_nb.training import BY_HEART, learn_by_heart
 
 
 def write(name: str, rows: list[dict]) -> None:
@@ -27,7 +28,16 @@ def napkin() -> None:
     write("napkin_answers", answers)
 
 
-EXPERIMENTS = {"napkin": napkin}
+def by_heart() -> None:
+    "41 · Training: one scene learned by heart, with wrong rates and with wrong targets."
+    runs = {name: learn_by_heart(**changes)[1] for name, changes in BY_HEART.items()}
+    write("by_heart", [
+        {"run": name, "step": step, "loss": loss}
+        for name, losses in runs.items() for step, loss in enumerate(losses, start=1)
+    ])
+
+
+EXPERIMENTS = {"napkin": napkin, "by_heart": by_heart}
 
 
 def main(names: list[str]) -> int:
