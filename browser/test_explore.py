@@ -1,4 +1,4 @@
-"""The chapter Explore in a real browser: JupyterLab, headless Chromium, every slider moved once by keyboard.
+"""The chapter Explore in a real browser: JupyterLab, headless Chromium, every list picked from and every slider moved by keyboard once.
 
 Screenshots go to `build/browser/`. `pytest browser`; wants jupyterlab, ipywidgets, playwright, and Debian's `chromium`.
 """
@@ -17,10 +17,11 @@ from playwright.sync_api import expect
 
 ROOT = Path(__file__).parent.parent
 SHOTS = ROOT / "build" / "browser"
-WIDGETS = {  # of the chapter, in order: their sliders
-    "query": ["query", "layer"], "pixel": ["x", "y"], "matching": ["query", "right", "down", "size"],
-    "training": ["moment", "query", "image"], "threshold": ["threshold"],
+WIDGETS = {  # of the chapter, in order: their controls
+    "query": ["query", "layer"], "pixel": ["middle_of"], "matching": ["query", "right", "down", "size"],
+    "training": ["query", "moment", "image"], "threshold": ["threshold"],
 }
+LISTS = {"query", "middle_of"}  # to pick from; the others are sliders
 SETTINGS = {  # every cell stays in the page; nothing is fetched from elsewhere
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -101,12 +102,12 @@ def boxes(page):
 
 
 def tab_to(page, handle):
-    "From one slider to the next as a keyboard goes: over the number beside it, which can be typed into."
+    "From one control to the next as a keyboard goes: over a slider's number, which can be typed into."
     for _ in range(3):
         page.keyboard.press("Tab")
         if handle.evaluate("node => node === document.activeElement"):
             return
-    raise AssertionError("three times Tab, and the next slider is not reached")
+    raise AssertionError("three times Tab, and the next control is not reached")
 
 
 def test_every_cell_ran(page):
@@ -117,22 +118,24 @@ def test_every_cell_ran(page):
 
 
 @pytest.mark.parametrize("number, name", list(enumerate(WIDGETS)), ids=list(WIDGETS))
-def test_sliders(page, number, name):
+def test_controls(page, number, name):
     box = boxes(page).nth(number)
     box.scroll_into_view_if_needed()
-    assert [label.strip() for label in box.locator(".widget-slider .widget-label").all_inner_texts()] == WIDGETS[name]
+    assert [label.strip() for label in box.locator("> :not(.widget-html) > .widget-label").all_inner_texts()] == WIDGETS[name]
     box.screenshot(path=SHOTS / f"explore_{name}_0.png")
     image = box.locator("img")
-    for i, slider in enumerate(WIDGETS[name]):
-        before = image.get_attribute("src"), image.get_attribute("alt"), box.locator(".widget-readout").nth(i).inner_text()
-        handle = box.locator(".noUi-handle").nth(i)
+    for i, control in enumerate(WIDGETS[name]):
+        row = box.locator("> *").nth(i)
+        handle = row.locator("select" if control in LISTS else ".noUi-handle")
+        reading = lambda: handle.input_value() if control in LISTS else row.locator(".widget-readout").inner_text()  # noqa: B023
+        before = image.get_attribute("src"), image.get_attribute("alt"), reading()
         handle.focus() if i == 0 else tab_to(page, handle)
-        at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
-        page.keyboard.press("ArrowLeft" if at_the_end else "ArrowRight")
+        if control in LISTS: handle.select_option(index=1)
+        else: page.keyboard.press("ArrowLeft" if handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax") else "ArrowRight")
         for attribute, old in zip(("src", "alt"), before):
-            expect(image, f"{attribute} after {slider}").not_to_have_attribute(attribute, re.compile("^" + re.escape(old) + "$"), timeout=20_000)
-        assert box.locator(".widget-readout").nth(i).inner_text() != before[2]
-        assert handle.evaluate("node => node === document.activeElement"), f"{slider} lost the focus"
+            expect(image, f"{attribute} after {control}").not_to_have_attribute(attribute, re.compile("^" + re.escape(old) + "$"), timeout=20_000)
+        assert reading() != before[2]
+        assert handle.evaluate("node => node === document.activeElement"), f"{control} lost the focus"
         assert image.evaluate("image => image.complete && image.naturalWidth > 200")
     box.screenshot(path=SHOTS / f"explore_{name}_1.png")
 

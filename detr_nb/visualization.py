@@ -547,35 +547,41 @@ def as_html(figure: Figure) -> str:
 
 # %% ../nbs/90_visualization.ipynb #11a31197
 def explore(
-    draw: Callable[..., Figure],  # takes the sliders' values by name; its figure's label says what is seen
-    **ranges: tuple,              # a slider each: least, start, most; whole, or in steps of 0.05
+    draw: Callable[..., Figure],    # takes the controls' values by name; its figure's label says what is seen
+    **choices: tuple | Mapping,     # a control each: (least, start, most), whole or in steps of 0.05; or name → value
 ):
-    """Sliders over an image that follows them: an ipywidgets box.
+    """Controls over an image that follows them: an ipywidgets box with a slider for each range and
+    a list for each mapping.
 
     Args:
-        draw (Callable[..., Figure]): takes the sliders' values by name; its figure's label says
+        draw (Callable[..., Figure]): takes the controls' values by name; its figure's label says
             what is seen
-        **ranges (tuple): a slider each: least, start, most; whole, or in steps of 0.05
+        **choices (tuple | Mapping): a control each: (least, start, most), whole or in steps of
+            0.05; or name → value
 
     Raises:
-        ValueError: for a range that is none.
+        ValueError: for a range or a mapping that is none.
     """
     import ipywidgets as widgets
-    sliders = {}
+    controls = {}
     image = widgets.HTML()
     def redraw(_=None):
-        image.value = as_html(draw(**{name: slider.value for name, slider in sliders.items()}))
-    for name, given in ranges.items():
-        if len(given) != 3 or not given[0] <= given[1] <= given[2]:
-            raise ValueError(f"{name}={given}: want least ≤ start ≤ most")
-        whole = all(isinstance(value, int) for value in given)
-        sliders[name] = (widgets.IntSlider if whole else widgets.FloatSlider)(
-            min=given[0], value=given[1], max=given[2], step=1 if whole else 0.05, description=name,
-            layout={"width": "32em"},
-        )
-        sliders[name].observe(redraw, "value")
+        image.value = as_html(draw(**{name: control.value for name, control in controls.items()}))
+    for name, given in choices.items():
+        how: dict[str, Any] = {"description": name, "layout": {"width": "32em"}}
+        if isinstance(given, Mapping):
+            if not given: raise ValueError(f"{name}={given}: want at least one name and value")
+            controls[name] = widgets.Dropdown(options=list(given.items()), **how)
+        else:
+            if len(given) != 3 or not given[0] <= given[1] <= given[2]:
+                raise ValueError(f"{name}={given}: want least ≤ start ≤ most")
+            whole = all(isinstance(value, int) for value in given)
+            controls[name] = (widgets.IntSlider if whole else widgets.FloatSlider)(
+                min=given[0], value=given[1], max=given[2], step=1 if whole else 0.05, **how
+            )
+        controls[name].observe(redraw, "value")
     redraw()
-    return widgets.VBox([*sliders.values(), image])
+    return widgets.VBox([*controls.values(), image])
 
 # %% ../nbs/90_visualization.ipynb #05991fe9
 def check_range(name: str, value: int, count: int) -> None:
