@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = [
-    "Inspection", "inspect_image", "query_names", "draw_query", "draw_pixel", "draw_matching",
-    "Record", "read_record", "Recorder", "draw_threshold", "explore_query", "explore_pixel",
-    "explore_matching", "explore_training", "explore_threshold"
+    "Inspection", "inspect_image", "query_names", "mass_inside", "matching_costs", "name_targets",
+    "draw_query", "draw_pixel", "move_box", "loss_parts", "draw_matching", "Record", "read_record",
+    "Recorder", "nms_keep_mask", "count_duplicates", "draw_threshold", "explore_query",
+    "explore_pixel", "explore_matching", "explore_training", "explore_threshold"
 ]
 
 # %% ../nbs/50_explore.ipynb #f45f3b17

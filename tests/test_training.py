@@ -13,7 +13,7 @@ import torch
 from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection
 from detr_nb.files import ASSETS, experiment, read_log
 from detr_nb.pretraining import (
-    PretrainingScenes, init_scenes_detector, pretrain_backbone, scenes_config, scenes_processor,
+    PretrainingScenes, compare_beginnings, init_scenes_detector, pretrain_backbone, scenes_config, scenes_processor,
 )
 from detr_nb.training import (
     BY_HEART, RECIPES, Recipe, StepSampler, TrainState, TrainingImages, learn_by_heart, train,
@@ -311,3 +311,14 @@ def test_stored_losses_of_learning_by_heart(name):
     _, losses = learn_by_heart(**BY_HEART[name] | {"steps": 3})
     assert len(stored) == 100
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(stored[:3]), rtol=0.01, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beginning", ["pretrained", "frozen", "random"])
+def test_stored_beginnings(beginning):
+    "The first five steps from each of the three backbones again, to 1 %."
+    stored = [row for row in experiment("beginnings") if row["beginning"] == beginning and row["seed"] == 0]
+    assert [row["step"] for row in stored] == [1, 5, *range(250, 2001, 250)]
+    torch.set_num_threads(1)
+    again = compare_beginnings(beginning, stop=5)
+    np.testing.assert_allclose([row["loss"] for row in again], [row["loss"] for row in stored[:2]], rtol=0.01)

@@ -7,6 +7,7 @@ import torch
 
 from detr_nb.files import ASSETS, atomic
 from detr_nb.napkin import compare_runs
+from detr_nb.pretraining import compare_beginnings
 from detr_nb.training import BY_HEART, learn_by_heart
 
 
@@ -28,6 +29,14 @@ def napkin() -> None:
     write("napkin_answers", answers)
 
 
+def beginnings() -> None:
+    "40 · Pretraining: a detector that begins with a pretrained, a frozen or a random backbone."
+    write("beginnings", [
+        row for beginning in ("pretrained", "frozen", "random") for seed in (0, 1)
+        for row in compare_beginnings(beginning, seed)
+    ])
+
+
 def by_heart() -> None:
     "41 · Training: one scene learned by heart, with wrong rates and with wrong targets."
     runs = {name: learn_by_heart(**changes)[1] for name, changes in BY_HEART.items()}
@@ -37,7 +46,7 @@ def by_heart() -> None:
     ])
 
 
-EXPERIMENTS = {"napkin": napkin, "by_heart": by_heart}
+EXPERIMENTS = {"napkin": napkin, "beginnings": beginnings, "by_heart": by_heart}
 
 
 def main(names: list[str]) -> int:
