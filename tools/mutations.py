@@ -58,7 +58,8 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "clip_grad_norm_(model.parameters(), state.recipe.clip)",
         "clip_grad_norm_(optimizer.param_groups[0]['params'], state.recipe.clip)",
     ),
-    ("gradients of all steps add up", "training", "steps_do_not_share_a_gradient", "    optimizer.zero_grad()\n", ""),
+    ("gradients of all steps add up", "training", "steps_do_not_share_a_gradient",
+     "    optimizer.zero_grad()\n    accelerator.backward(loss)\n", "    accelerator.backward(loss)\n"),
     (
         "the average is one step behind",
         "training",
