@@ -201,8 +201,8 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "box = [x0, y0, x1 - x0, y1 - y0]", "box = [x0, y0, x1, y1]",
     ),
     (
-        "width and height change places", "own_data", "table_is_written_as_coco_has_it", "width, height = file.size",
-        "height, width = file.size",
+        "width and height change places", "own_data", "table_is_written_as_coco_has_it", "width, height = stored if",
+        "height, width = stored if",
     ),
     (
         "images without objects are lost", "own_data", "table_is_written_as_coco_has_it",
