@@ -85,7 +85,7 @@ def test_enough_exercises():
     assert len(EXERCISES) >= 60 and len(chapters) == 22
     assert min(sum(e.chapter == chapter for e in EXERCISES) for chapter in chapters) >= 2
     assert {e.answer for e in EXERCISES} == {name for chapter in MISTAKES.values() for name in chapter}
-    assert sum(len(e["mistakes"]) for chapter in MISTAKES.values() for e in chapter.values()) >= 200
+    assert sum(len(e["mistakes"]) for chapter in MISTAKES.values() for e in chapter.values()) >= 400
 
 
 @pytest.mark.timeout(60)
