@@ -32,7 +32,7 @@ def napkin() -> None:
 def beginnings() -> None:
     "40 · Pretraining: a detector that begins with a pretrained, a frozen or a random backbone."
     write("beginnings", [
-        row for beginning, seeds in {"pretrained": (0, 1), "frozen": (0,), "random": (0, 1)}.items() for seed in seeds
+        row for beginning in ("pretrained", "frozen", "random") for seed in (0, 1)
         for row in compare_beginnings(beginning, seed)
     ])
 
