@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .boxes import masks_to_boxes
-from .files import orientation, read_image, read_json
+from .files import read_image, read_json
 from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
 
 # %% auto #0
@@ -327,13 +327,13 @@ def read_entry(
     size = (entry["width"], entry["height"]) if {"width", "height"} <= entry.keys() else None
     image = read_image(path, size=size)
     if size is None: return image
-    with Image.open(path) as file: stored, turn = file.size, orientation(file)
+    stored, turn = image.info["stored"], image.info["orientation"]
     note = f" ({stored[0]} × {stored[1]} as stored, EXIF orientation {turn})" if turn > 1 else ""
     if image.size != size:
         raise ValueError(
             f"{path} has {image.width} × {image.height} pixels{note}, its entry says {size[0]} × {size[1]}"
         )
-    if turn > 1 and stored == size == (stored[::-1] if turn > 4 else stored):
+    if turn > 1 and stored == size == image.info["upright"]:
         if not unsure:
             warnings.warn(
                 f"{path}: EXIF orientation {turn}, and its entry fits both as stored and turned. It is turned "
@@ -480,7 +480,11 @@ def read_panoptic(
     """
 
     # numbers, not brightness
-    ids = rgb_to_id(np.asarray(read_image(path, lambda file: file.convert("RGB"))))
+    image = read_image(path, lambda file: file.convert("RGB"))
+    if image.info["orientation"] > 1:
+        turn = image.info["orientation"]
+        raise ValueError(f"{path} has EXIF orientation {turn}: want a panoptic PNG as it is stored")
+    ids = rgb_to_id(np.asarray(image))
     if size is not None and ids.shape != tuple(size):
         raise ValueError(
             f"{path} has {ids.shape[1]} × {ids.shape[0]} pixels: want {size[1]} × {size[0]}, those of its image"

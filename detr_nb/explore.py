@@ -685,6 +685,9 @@ def explore_matching(inspection: Inspection):
 
     Args:
         inspection (Inspection)
+
+    Raises:
+        ValueError: if the truth is not known.
     """
     side = max(inspection.image.shape[:2]) // 2
     matched = set(matching_costs(inspection)[1])

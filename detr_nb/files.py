@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 # %% auto #0
 __all__ = [
     "ASSETS", "EMBEDDED", "atomic", "write_json", "read_json", "read_log", "Log", "to_rgb",
-    "orientation", "upright", "read_image", "find_file", "experiment", "check"
+    "orientation", "upright", "upright_size", "read_image", "find_file", "experiment", "check"
 ]
 
 # %% ../nbs/91_files.ipynb #8940894c
@@ -202,13 +202,26 @@ def upright(
     """
     return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
 
+def upright_size(
+    image: Image.Image,
+) -> tuple[int, int]:  # width, height
+    """The size that an image has when it is turned as its EXIF orientation says.
+
+    Args:
+        image (Image.Image)
+
+    Returns:
+        tuple[int, int]: width, height
+    """
+    return (image.height, image.width) if orientation(image) > 4 else (image.width, image.height)
+
 def read_image(
     path: str | os.PathLike,
     convert: Callable[[Image.Image], Image.Image] = to_rgb,
     size: tuple[int, int] | None = None,  # width, height that its annotations were made for; None: not known
 ) -> Image.Image:  # mode RGB
     """An image file, turned upright as its EXIF says, unless only the image as it is stored has the
-    `size`.
+    `size`. Its `info` tells the stored size, the upright size and the orientation.
 
     Args:
         path (str | os.PathLike)
@@ -225,14 +238,15 @@ def read_image(
     """
     try:
         with Image.open(path) as file:
-            turned = upright(file)
-            image = convert(file if size is not None and turned.size != size == file.size else turned)
+            info = {"stored": file.size, "upright": upright_size(file), "orientation": orientation(file)}
+            image = convert(file if size is not None and info["upright"] != size == file.size else upright(file))
     except FileNotFoundError: raise
     except (OSError, SyntaxError) as error:
         raise OSError(f"{path}: not a whole image ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    image.info = {}  # or its EXIF would turn it a second time
+    image.info.clear()  # or its EXIF would turn it a second time
+    image.info.update(info)
     return image
 
 # %% ../nbs/91_files.ipynb #9e12756b

@@ -19,7 +19,7 @@ from PIL import Image
 from .config import DetrConfig
 from .data import CocoDetection, CocoPanoptic
 from .detector import DetrForObjectDetection
-from .files import orientation, upright, write_json
+from .files import orientation, upright_size, write_json
 from .mask_head import DetrForSegmentation
 from .pretraining import scenes_config, scenes_processor
 from .processor import DetrImageProcessor
@@ -105,7 +105,7 @@ def write_coco(
         if not (Path(folder) / split / name).is_file():
             raise FileNotFoundError(f"{Path(folder) / split / name}: no such image; the table names it")
         with Image.open(Path(folder) / split / name) as file:
-            turned, stored, turn = upright(file).size, file.size, orientation(file)
+            turned, stored, turn = upright_size(file), file.size, orientation(file)
         fits = [all(x1 <= size[0] and y1 <= size[1] for *_, x1, y1 in boxes) for size in (turned, stored)]
         width, height = stored if fits == [False, True] else turned  # as `CocoDetection` will read it
         unsure += [name] * (turn > 1 and all(fits))

@@ -269,8 +269,13 @@ def compare_beginnings(
 
     Returns:
         list[dict[str, Any]]: beginning, seed, step, loss, AP, AP things
+
+    Raises:
+        ValueError: for another beginning.
     """
     from tqdm.auto import trange
+    if beginning not in ("pretrained", "frozen", "random"):
+        raise ValueError(f"beginning={beginning!r}: want 'pretrained', 'frozen' or 'random'")
     detector = init_scenes_detector(seed=seed)
     if beginning == "random":
         torch.manual_seed(seed)

@@ -65,7 +65,12 @@ def learn_by_heart(
 
     Returns:
         tuple[DetrForObjectDetection, list[float]]
+
+    Raises:
+        ValueError: for another fault.
     """
+    if fault not in (None, "corners", "mirrored", "classes", "other"):
+        raise ValueError(f"fault={fault!r}: want 'corners', 'mirrored', 'classes', 'other' or None")
     processor, scenes = scenes_processor(), SceneDetection(16, seed=0, split="val")
     image, annotations = scenes[13]
     told = scenes[7][1] if fault == "other" else annotations

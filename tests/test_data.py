@@ -241,3 +241,9 @@ def test_image_that_is_rescaled_twice_or_not_at_all_is_warned_of(image, settings
         warnings.simplefilter("always")
         DetrImageProcessor(size={"height": 8, "width": 8}, **settings)(image)
     assert len(caught) == (said is not None) and all(said in str(w.message) for w in caught)
+
+
+def test_panoptic_png_that_exif_would_turn_is_refused(tmp_path):
+    from detr_nb.data import read_panoptic
+    with pytest.raises(ValueError, match="a.png has EXIF orientation 6: want a panoptic PNG as it is stored"):
+        read_panoptic(turned_file(tmp_path / "a.png", 30, 40, 6), [{"id": 1}])

@@ -322,3 +322,9 @@ def test_stored_beginnings(beginning):
     torch.set_num_threads(1)
     again = compare_beginnings(beginning, stop=5)
     np.testing.assert_allclose([row["loss"] for row in again], [row["loss"] for row in stored[:2]], rtol=0.01)
+
+
+def test_experiments_refuse_what_they_do_not_know():
+    "A misspelt beginning or fault would silently be the usual run."
+    with pytest.raises(ValueError, match="beginning='fresh': want"): compare_beginnings("fresh", stop=1)
+    with pytest.raises(ValueError, match="fault='corner': want"): learn_by_heart(steps=1, fault="corner")
