@@ -7,6 +7,8 @@ Two tags of code cells say what is not compared. `trained`: the text depends on 
 differences grow from step to step; the cell must hold an `assert`. `varies`: the text depends on time or the machine.
 """
 import argparse
+import base64
+import io
 import os
 import re
 import sys
@@ -17,6 +19,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 
 NBS = Path(__file__).parent.parent / "nbs"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -29,6 +32,19 @@ RELATIVE = Decimal("1e-3")
 ABSOLUTE = Decimal("1e-6")  # float32's rounding of sums of numbers near 1: an error that small is noise
 MOST_VARYING = 3  # cells of a chapter with the tag `varies`
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+def shrink(encoded: str) -> str:
+    "A PNG, in base64, with 256 colours, which a page cannot tell from the original; itself if that is not smaller."
+    data, file = base64.b64decode(encoded), io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode == "P": return encoded
+        opaque = image.mode != "RGBA" or image.getextrema()[3] == (255, 255)
+        colours = image.convert("RGB" if opaque else "RGBA")
+    method = Image.Quantize.MEDIANCUT if opaque else Image.Quantize.FASTOCTREE
+    small = colours.quantize(256, method=method, kmeans=2, dither=Image.Dither.NONE)
+    small.save(file, "png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode() if len(file.getvalue()) < len(data) else encoded
 
 
 def run(path: Path, cell_seconds: int = 300) -> nbformat.NotebookNode:
@@ -52,6 +68,8 @@ def run(path: Path, cell_seconds: int = 300) -> nbformat.NotebookNode:
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = None
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = shrink(output.data["image/png"])
     return notebook
 
 
