@@ -40,6 +40,14 @@ def test_a_folded_hint_is_markdown():
     assert prose("<details><summary>Hint</summary>\n*Look*.</details>") == "<details><summary>Hint</summary>\n\n*Look*.\n\n</details>\n"
 
 
+def test_an_import_line_leads_to_the_reference(tmp_path):
+    text = "`from detr_nb import train`, or a command\n\nWrite `import torch` first."
+    (cell,) = page(tmp_path, {"cell_type": "markdown", "metadata": {}, "source": [text]})
+    first, _, last = cell.source.partition("\n")
+    assert first == "`from detr_nb import train`, or a command · [reference](api/lesson.md)"
+    assert last == "\nWrite `import torch` first."
+
+
 def test_a_figure_has_words(tmp_path):
     told = PICTURE | {"metadata": {"image/png": {"alt": "A red disc"}}}
     first = code("#| fig-alt: A \"star\" on grey\nshow()", PICTURE)

@@ -286,6 +286,7 @@ def show_heat(
     image: np.ndarray | None = None, # (H, W, 3) shown through it
     title: str = "",
     ax=None,
+    most: float | None = None,       # the value of full colour, one for maps that are compared; else this map's largest
 ):
     """A map as colours; over an image, if there is one, as much colour as the value is large.
     Returns the axes.
@@ -295,14 +296,16 @@ def show_heat(
         image (np.ndarray | None): (H, W, 3) shown through it
         title (str): Defaults to "".
         ax
+        most (float | None): the value of full colour, one for maps that are compared; else this
+            map's largest
     """
     ax = _axes(ax, 2.6, 2.6, title)
     if image is None:
-        ax.imshow(values, cmap="magma", interpolation="nearest")
+        ax.imshow(values, cmap="magma", vmax=most, interpolation="nearest")
         return ax
     extent = _show(ax, np.asarray(image).mean(-1), cmap="gray", vmin=-90, vmax=255).get_extent()
     strength = np.asarray(values, float)
-    strength = strength / max(strength.max(), 1e-12)
+    strength = (strength / max(strength.max() if most is None else most, 1e-12)).clip(0, 1)
     colour = np.broadcast_to((0.84, 0.37, 0.0), (*strength.shape, 3))
     ax.imshow(np.dstack([colour, 0.85 * strength]), extent=extent, interpolation="nearest")
     return ax

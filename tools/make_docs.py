@@ -35,6 +35,11 @@ def prose(text: str) -> str:
     return page_links(text)
 
 
+def with_reference(text: str, stem: str) -> str:
+    "A chapter's import line (`from detr_nb… import …`) with a link to the page of its module in the reference."
+    return re.sub(r"(?m)^(`from detr_nb[^`]* import [^`]*`.*)$", rf"\1 · [reference](api/{stem[3:]}.md)", text)
+
+
 def alternative(code: str) -> str:
     "What a figure shows, in words: its cell's line `#| fig-alt: …`."
     words = FIG_ALT.search(code)
@@ -80,6 +85,9 @@ def notebook_page(path: Path) -> nbformat.NotebookNode:
             cells += shown(cell)
         except ValueError as error:
             raise ValueError(f"{path}, cell {i}: {error}") from error
+    for cell in cells:
+        if cell.cell_type == "markdown" and path.stem[0].isdigit():
+            cell.source = with_reference(cell.source, path.stem)
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
