@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -28,47 +27,165 @@ from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
 
 # %% auto #0
 __all__ = [
-    "PANOPTIC_KEYS", "clip_boxes", "detection_target", "annotation_mask", "coco_index",
-    "CocoDetection", "SceneDetection", "rgb_to_id", "id_to_rgb", "read_panoptic",
-    "panoptic_target", "read_panoptic_file", "CocoPanoptic"
+    "PANOPTIC_KEYS", "clip_boxes", "detection_target", "read_counts", "mask_faults",
+    "annotation_mask", "coco_index", "coco_mask_faults", "CocoDetection", "SceneDetection",
+    "rgb_to_id", "id_to_rgb", "read_panoptic", "panoptic_target", "read_panoptic_file",
+    "CocoPanoptic"
 ]
 
 # %% ../nbs/93_data.ipynb #2895c68b
-def check_keys(
+MAX_ID = 2**53 - 1      # `pycocotools` keeps ids as floating point numbers, which skip numbers beyond this one
+MAX_CATEGORY = 100_000  # a class head has a row for each number up to the largest category id
+MAX_PIXEL = 100_000     # how far a number of pixels may lie from 0; drawing a polygon takes time for every pixel
+
+def is_whole(value: Any, least: int = 0, most: int = MAX_ID) -> bool:
+    """Whether a value is a whole number in a range.
+
+    Args:
+        value (Any)
+        least (int): Defaults to 0.
+        most (int): Defaults to MAX_ID.
+
+    Returns:
+        bool
+    """
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value <= most
+
+def is_number(value: Any, least: float = -MAX_PIXEL, most: float = MAX_PIXEL) -> bool:
+    """Whether a value is a number in a range; NaN is in none.
+
+    Args:
+        value (Any)
+        least (float): Defaults to -MAX_PIXEL.
+        most (float): Defaults to MAX_PIXEL.
+
+    Returns:
+        bool
+    """
+    known = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return known and bool(least <= value <= most)
+
+def is_box(value: Any) -> bool:
+    """Whether a value is x, y, width and height of a box.
+
+    Args:
+        value (Any)
+
+    Returns:
+        bool
+    """
+    four = isinstance(value, (list, tuple, np.ndarray, Tensor)) and len(value) == 4
+    return four and all(map(is_number, value := list(value))) and min(value[2:]) >= 0
+
+def is_inside(value: Any) -> bool:
+    """Whether a value is the name of a file that lies within the folder it is looked for in.
+
+    Args:
+        value (Any)
+
+    Returns:
+        bool
+    """
+    if not isinstance(value, str) or not value.strip() or "\0" in value: return False
+    paths = PurePosixPath(value), PureWindowsPath(value)
+    return not any(path.is_absolute() or path.drive or ".." in path.parts for path in paths)
+
+_id = f"a whole number from 0 to {MAX_ID}", is_whole
+_category = (
+    f"a whole number from 0 to {MAX_CATEGORY} (renumber the categories if they are larger)",
+    partial(is_whole, most=MAX_CATEGORY),
+)
+_length = f"a whole number from 1 to {MAX_PIXEL}", partial(is_whole, least=1, most=MAX_PIXEL)
+_flag = "0 or 1", lambda value: isinstance(value, (bool, int, np.integer)) and value in (0, 1)
+FIELDS = {  # name → what it must be, and a test of it
+    "id": _id, "image_id": _id, "category_id": _category, "width": _length, "height": _length,
+    "bbox": (f"x, y, width, height: four numbers of pixels, at most {MAX_PIXEL}, sizes ≥ 0", is_box),
+    "area": ("a number of at least 0", partial(is_number, least=0, most=MAX_PIXEL**2)),
+    "iscrowd": _flag, "isthing": _flag,
+    "name": ("a text", lambda value: isinstance(value, str) and value != ""),
+    "file_name": ("the name of a file inside its folder: no absolute path, no '..'", is_inside),
+    "segments_info": ("a list", lambda value: isinstance(value, list)),
+}
+
+Fault = tuple[str, str]  # the field; a message that names entry, field, what was found and what is wanted
+
+def shorten(value: Any) -> str:
+    """A value as a message shows it.
+
+    Args:
+        value (Any)
+
+    Returns:
+        str
+    """
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+def first_three(messages: Sequence[str]) -> str:
+    """A list of messages as one.
+
+    Args:
+        messages (Sequence[str])
+
+    Returns:
+        str
+    """
+    return "; ".join(messages[:3]) + "; …" * (len(messages) > 3)
+
+def entry_faults(
     entry: Any,
-    keys: Sequence[str],
-    place: str,  # where the entry stands, for messages
+    keys: Sequence[str],              # that it must have
+    place: str,                       # its name, for messages
+    fields: Mapping[str, tuple] = FIELDS,
+) -> Iterator[Fault]:
+    """What is wrong with one entry of a file or with one annotation.
+
+    Args:
+        entry (Any)
+        keys (Sequence[str]): that it must have
+        place (str): its name, for messages
+        fields (Mapping[str, tuple]): Defaults to FIELDS.
+
+    Returns:
+        Iterator[Fault]
+    """
+    if not isinstance(entry, Mapping):
+        yield "entry", f"{place} is {type(entry).__name__} ({shorten(entry)}): want an object"
+        return
+    for key in keys:
+        if key not in entry: yield key, f"{place} has no {key!r}; it has {sorted(map(str, entry))}"
+    for key in fields.keys() & entry.keys():
+        wanted, fits = fields[key]
+        if not fits(entry[key]): yield key, f"{place} has {key}={shorten(entry[key])}: want {wanted}"
+
+def raise_faults(
+    faults: Iterable[Fault],
+    source: str | os.PathLike | None = None,  # file, for the message
 ) -> None:
+    """`ValueError` with all faults: of each kind how many there are, and the first three.
+
+    Args:
+        faults (Iterable[Fault])
+        source (str | os.PathLike | None): file, for the message
+    """
+    kinds: dict[str, list[str]] = {}
+    for kind, message in faults: kinds.setdefault(kind, []).append(message)
+    if not kinds: return
+    start = "" if source is None else f"{source}: "
+    total = sum(map(len, kinds.values()))
+    if total == 1: raise ValueError(start + next(iter(kinds.values()))[0])
+    rows = [f"{kind}, {len(found)} times: {first_three(found)}" for kind, found in kinds.items()]
+    raise ValueError("\n  ".join([f"{start}{total} faults", *rows]))
+
+def check_keys(entry: Any, keys: Sequence[str], place: str) -> None:
     """`ValueError` for an entry that is no object, or lacks a key.
 
     Args:
         entry (Any)
         keys (Sequence[str])
-        place (str): where the entry stands, for messages
+        place (str)
     """
-    if not isinstance(entry, Mapping): raise ValueError(f"{place} is {type(entry).__name__}, want an object")
-    if missing := [key for key in keys if key not in entry]:
-        raise ValueError(f"{place} has no {missing[0]!r}; it has {sorted(entry)}")
-
-def check_box(
-    box: Sequence[float],  # x, y, width, height
-    image_id: int,
-    annotation_id: int,
-) -> None:
-    """`ValueError` that names image and annotation for a box that is not four finite numbers of
-    size ≥ 0.
-
-    Args:
-        box (Sequence[float]): x, y, width, height
-        image_id (int)
-        annotation_id (int)
-    """
-    four = isinstance(box, (list, tuple)) and len(box) == 4
-    if not four or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box) or min(box[2:]) < 0:
-        raise ValueError(
-            f"image {image_id}: bbox of annotation {annotation_id} is {box}: want x, y, width, height, "
-            "finite, sizes ≥ 0"
-        )
+    raise_faults(entry_faults(entry, keys, place, {}))
 
 # %% ../nbs/93_data.ipynb #46f6027a
 def clip_boxes(
@@ -107,29 +224,97 @@ def detection_target(
         dict[str, Tensor]
 
     Raises:
-        ValueError: for a missing key, a NaN box or a negative size.
+        ValueError: names image, annotation and field for a missing key or a value that cannot be.
     """
-    annotations = [a for a in target["annotations"] if not a.get("iscrowd", 0)]
-    for i, annotation in enumerate(annotations):
-        name = annotation.get("id", i)
-        check_keys(annotation, ("bbox", "category_id"), f"image {target['image_id']}: annotation {name}")
-        check_box(annotation["bbox"], target["image_id"], name)
-    corners = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+    image_id, entries = target["image_id"], target["annotations"]
+    raise_faults(entry_faults({"image_id": image_id}, (), "the target"))
+    if not isinstance(entries, (list, tuple)):
+        raise ValueError(f"image {image_id}: annotations is {shorten(entries)}: want a list")
+    ids = [entry.get("id", i) if isinstance(entry, Mapping) else i for i, entry in enumerate(entries)]
+    names = [f"image {image_id}: annotation {i}" for i in ids]
+    raise_faults(f for e, name in zip(entries, names) for f in entry_faults(e, ("bbox", "category_id"), name))
+    annotations = [a for a in entries if not a.get("iscrowd", 0)]
+    corners = torch.tensor([list(a["bbox"]) for a in annotations], dtype=torch.float32).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     boxes, keep = clip_boxes(corners, height, width)
     kept = [annotation for annotation, inside in zip(annotations, keep) if inside]
     result = {
         "boxes": boxes[keep], "class_labels": torch.tensor([a["category_id"] for a in kept], dtype=torch.int64),
         "area": torch.tensor([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in kept], dtype=torch.float32),
-        "iscrowd": torch.zeros(len(kept), dtype=torch.int64), "image_id": torch.tensor([target["image_id"]]),
+        "iscrowd": torch.zeros(len(kept), dtype=torch.int64), "image_id": torch.tensor([image_id]),
         "orig_size": torch.tensor([height, width]),
     }
     if masks:
-        drawn = [annotation_mask(a, height, width, target["image_id"]) for a in kept]
+        drawn = [annotation_mask(a, height, width, image_id) for a in kept]
         result["masks"] = torch.stack(drawn) if drawn else torch.zeros(0, height, width, dtype=torch.bool)
     return result
 
 # %% ../nbs/93_data.ipynb #a96b84af
+def read_counts(
+    text: str | bytes,  # COCO's compressed run lengths
+) -> list[int]:
+    """Run lengths as numbers.
+
+    Args:
+        text (str | bytes): COCO's compressed run lengths
+
+    Returns:
+        list[int]
+
+    Raises:
+        ValueError: for text that is cut short or holds other characters.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text.encode() if isinstance(text, str) else text:
+        bits = character - 48
+        if not 0 <= bits < 64: raise ValueError(f"the character {chr(character)!r}")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32: continue
+        if bits & 16: value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift: raise ValueError("an end in the middle of a number")
+    return counts
+
+def mask_faults(
+    annotation: Mapping,
+    height: int, width: int,  # of the image
+    place: str,               # its name, for messages
+) -> Iterator[Fault]:
+    """What is wrong with the polygons or run lengths of an annotation.
+
+    Args:
+        annotation (Mapping)
+        height (int): of the image
+        width (int): of the image
+        place (str): its name, for messages
+
+    Returns:
+        Iterator[Fault]
+    """
+    shape, wanted = annotation.get("segmentation"), ""
+    if isinstance(shape, Mapping):
+        counts = shape.get("counts")
+        try: counts = read_counts(counts) if isinstance(counts, (str, bytes)) else counts
+        except ValueError as error: wanted = f"whole run lengths, not {error}"
+        if list(shape.get("size") or ()) != [height, width]:
+            wanted = f"run lengths for size [{height}, {width}], height and width of the image"
+        elif not wanted and (not isinstance(counts, list) or not all(map(is_whole, counts))):
+            wanted = "counts: a list of whole numbers, or its compressed text"
+        elif not wanted and sum(counts) != height * width:
+            wanted = f"counts of at least 0 whose sum is {height * width}, the pixels of the image"
+    elif not isinstance(shape, list) or not shape:
+        wanted = "polygons or run lengths"
+    elif not all(isinstance(polygon, (list, tuple, np.ndarray)) for polygon in shape):
+        wanted = "a list of polygons, each of them a list of x, y, x, y … (a pair of brackets is missing)"
+    elif any(len(polygon) < 6 or len(polygon) % 2 for polygon in shape):
+        wanted = "polygons of x, y of at least three corners"
+    elif not all(is_number(value) for polygon in shape for value in polygon):
+        wanted = f"polygons of finite numbers, at most {MAX_PIXEL}"
+    if wanted: yield "segmentation", f"{place} has segmentation={shorten(shape)}: want {wanted}"
+
 def annotation_mask(
     annotation: dict,         # COCO's, with `segmentation`: polygons, or run lengths, compressed or not
     height: int, width: int,  # of the image, in pixels
@@ -147,27 +332,17 @@ def annotation_mask(
         Tensor: (H, W) bool
 
     Raises:
-        ValueError: names image and annotation where there is nothing to draw.
+        ValueError: names image and annotation where there is nothing to draw, or what is there
+            cannot be drawn.
     """
     from pycocotools import mask
     coco_mask: Any = mask
-    name = f"image {image_id}: annotation {annotation.get('id')}"
-    shape: Any = annotation.get("segmentation")
-    if not shape: raise ValueError(f"{name} has segmentation={shape!r}: want polygons or run lengths")
-    if isinstance(shape, dict) and list(shape.get("size", ())) != [height, width]:
-        raise ValueError(
-            f"{name} has run lengths for size {shape.get('size')}: want [{height}, {width}], height and "
-            "width of the image"
-        )
+    raise_faults(mask_faults(annotation, height, width, f"image {image_id}: annotation {annotation.get('id')}"))
+    shape: Any = annotation["segmentation"]
     polygons = isinstance(shape, list)
-    if odd := [len(polygon) for polygon in (shape if polygons else ()) if len(polygon) < 6 or len(polygon) % 2]:
-        raise ValueError(f"{name} has a polygon of {odd[0]} numbers: want x, y of at least three corners")
-    try:
-        if polygons or isinstance(shape["counts"], list):
-            shape = coco_mask.frPyObjects(shape, height, width)
-        return torch.from_numpy(coco_mask.decode(coco_mask.merge(shape) if polygons else shape)).bool()
-    except Exception as error:
-        raise ValueError(f"{name} has a segmentation that cannot be drawn ({error})") from error
+    if polygons or isinstance(shape["counts"], list):
+        shape = coco_mask.frPyObjects([list(map(float, p)) for p in shape] if polygons else shape, height, width)
+    return torch.from_numpy(coco_mask.decode(coco_mask.merge(shape) if polygons else shape)).bool()
 
 # %% ../nbs/93_data.ipynb #78408126
 def repeated(values: Iterable) -> list:
@@ -181,33 +356,82 @@ def repeated(values: Iterable) -> list:
     """
     return [value for value, count in Counter(values).items() if count > 1]
 
-def check_entries(
+def place_of(name: str, index: int, entry: Any) -> str:
+    """What a message calls an entry of a list: by its id, where it has a good one.
+
+    Args:
+        name (str)
+        index (int)
+        entry (Any)
+
+    Returns:
+        str
+    """
+    known = isinstance(entry, Mapping) and is_whole(entry.get("id"))
+    if not known: return f"{name}[{index}]"
+    of_image = f" (image {entry['image_id']})" if is_whole(entry.get("image_id")) else ""
+    return f"{'category' if name == 'categories' else name[:-1]} {entry['id']}{of_image}"
+
+def unlisted(entry: Any, place: str, categories: set[int]) -> Iterator[Fault]:
+    """Whether the category of an entry is one that the file does not list.
+
+    Args:
+        entry (Any)
+        place (str)
+        categories (set[int])
+
+    Returns:
+        Iterator[Fault]
+    """
+    category = entry.get("category_id") if isinstance(entry, Mapping) else None
+    if is_whole(category, most=MAX_CATEGORY) and category not in categories:
+        yield "category_id", f"{place} has category {category}, which is not listed"
+
+def file_faults(
     data: dict,                          # a parsed annotation file
-    source: str | os.PathLike,           # its name, for messages
     wanted: dict[str, tuple[str, ...]],  # the lists that it must hold, and the keys of their entries
-) -> None:
-    """`ValueError` names list, entry and key for what is missing, is no whole number, or is an id
-    that two share.
+    outside: bool = False,               # file names may lead out of their folder
+) -> Iterator[Fault]:
+    """What is wrong with an annotation file, of boxes or panoptic.
 
     Args:
         data (dict): a parsed annotation file
-        source (str | os.PathLike): its name, for messages
         wanted (dict[str, tuple[str, ...]]): the lists that it must hold, and the keys of their
             entries
+        outside (bool): file names may lead out of their folder. Defaults to False.
+
+    Returns:
+        Iterator[Fault]
     """
-    check_keys(data, list(wanted), str(source))
+    fields = {k: v for k, v in FIELDS.items() if not outside or k != "file_name"}
+    lists = {name: data.get(name) for name in wanted}
+    for name, entries in lists.items():
+        if name not in data: yield name, f"no {name!r}; it has {sorted(map(str, data))}"
+        elif not isinstance(entries, list): yield name, f"{name} is {type(entries).__name__}: want a list"
+    if not all(isinstance(entries, list) for entries in lists.values()): return
+    if lists["categories"] == []: yield "categories", "categories is empty: want at least one"
+    ids: dict[str, set] = {}
     for name, keys in wanted.items():
-        if not isinstance(data[name], list):
-            raise ValueError(f"{source}: {name} is {type(data[name]).__name__}, want a list")
-        numbers = {"id", "image_id", "category_id", "width", "height"} & set(keys)
-        for i, entry in enumerate(data[name]):
-            check_keys(entry, keys, f"{source}: {name}[{i}]")
-            for key in numbers:
-                least = ", at least 1" if key in ("width", "height") else ""
-                if not isinstance(entry[key], int) or least and entry[key] < 1:
-                    raise ValueError(f"{source}: {name}[{i}] has {key}={entry[key]!r}: want a whole number{least}")
-        if twice := repeated(entry["id"] for entry in data[name] if "id" in keys):
-            raise ValueError(f"{source}: two {name} share the id {twice[0]}")
+        own = fields | ({"id": _category} if name == "categories" else {})
+        found = [e["id"] for e in lists[name] if isinstance(e, Mapping) and is_whole(e.get("id"))]
+        ids[name] = set(found)
+        for i, entry in enumerate(lists[name]): yield from entry_faults(entry, keys, place_of(name, i, entry), own)
+        if "id" in keys:
+            for twice in repeated(found): yield "id", f"two {name} share the id {twice}"
+    panoptic = "segments_info" in wanted.get("annotations", ())
+    for i, annotation in enumerate(lists.get("annotations", ())):
+        if not isinstance(annotation, Mapping): continue
+        place, image_id = place_of("annotations", i, annotation), annotation.get("image_id")
+        if is_whole(image_id) and image_id not in ids["images"]:
+            yield "image_id", f"{place} belongs to image {image_id}, which is not listed"
+        if not panoptic:
+            yield from unlisted(annotation, place, ids["categories"])
+            continue
+        segments = annotation.get("segments_info")
+        for j, segment in enumerate(segments if isinstance(segments, list) else ()):
+            place = place_of("segments", j, segment) + f" (image {image_id})"
+            yield from entry_faults(segment, ("id", "category_id"), place, fields)
+            yield from unlisted(segment, place, ids["categories"])
 
 # %% ../nbs/93_data.ipynb #59e87566
 COCO_KEYS = {
@@ -217,74 +441,104 @@ COCO_KEYS = {
 
 def read_annotations(
     path: str | os.PathLike,
-    wanted: dict[str, tuple[str, ...]],  # as `check_entries` has it
+    wanted: dict[str, tuple[str, ...]],  # as `file_faults` has it
+    outside: bool = False,
 ) -> dict:
-    """A COCO annotation file, of boxes or panoptic, that `check_entries` finds good and that refers
-    to nothing that it does not list.
+    """A COCO annotation file, of boxes or panoptic, in which `file_faults` finds nothing.
 
     Args:
         path (str | os.PathLike)
-        wanted (dict[str, tuple[str, ...]]): as `check_entries` has it
+        wanted (dict[str, tuple[str, ...]]): as `file_faults` has it
+        outside (bool): Defaults to False.
 
     Returns:
         dict
 
     Raises:
-        ValueError: names what does.
+        ValueError: names what it finds.
         FileNotFoundError: for a file that is not there.
     """
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such annotation file")
     data = read_json(path)
-    check_entries(data, path, wanted)
-    images, categories = ({entry["id"] for entry in data[name]} for name in ("images", "categories"))
-    for annotation in data["annotations"]:
-        image_id = annotation["image_id"]
-        if image_id not in images:
-            raise ValueError(
-                f"{path}: annotation {annotation.get('id', annotation.get('file_name'))} belongs to image "
-                f"{image_id}, which is not listed"
-            )
-        for part in annotation.get("segments_info", [annotation]):
-            check_keys(part, ("id", "category_id"), f"{path}: a segment of image {image_id}")
-            if part["category_id"] not in categories:
-                name = f"{'annotation' if part is annotation else 'segment'} {part['id']} (image {image_id})"
-                raise ValueError(f"{path}: {name} has category {part['category_id']}, which is not listed")
+    raise_faults(file_faults(data, wanted, outside), path)
     return data
 
 # %% ../nbs/93_data.ipynb #5d1f0c37
-def check_coco(
+def guess_format(
+    boxes: np.ndarray,  # (T, 4) as they stand in the file
+    sizes: np.ndarray,  # (T, 2) width and height of their images
+) -> str | None:
+    """Which other format boxes look like that are not x, y, width and height in pixels.
+
+    Args:
+        boxes (np.ndarray): (T, 4) as they stand in the file
+        sizes (np.ndarray): (T, 2) width and height of their images
+
+    Returns:
+        str | None
+    """
+    if not len(boxes): return None
+    if boxes.max() <= 1 < sizes.min(): return "shares of the image, 0…1"
+    start, end = boxes[:, :2], boxes[:, 2:]
+    if ((start + end > sizes + 1).any(1)).mean() < 0.1: return None
+    if (start <= end).all() and (end <= sizes + 1).all() and (start >= -1).all(): return "corners x0, y0, x1, y1"
+    if (start - end / 2 >= -1).all() and (start + end / 2 <= sizes + 1).all(): return "centre x, y, width, height"
+    return None
+
+def check_boxes(
     data: dict,                 # what `read_annotations` returns
     source: str | os.PathLike,  # its name, for messages
-    folder: Path,               # where its images lie
 ) -> None:
-    """Check what would fail, or silently count wrong, later. One warning for boxes with no area
-    inside their image.
+    """One warning each, with counts, for boxes that are cut, that have no area, and that look like
+    another format.
 
     Args:
         data (dict): what `read_annotations` returns
         source (str | os.PathLike): its name, for messages
-        folder (Path): where its images lie
+    """
+    sizes_of = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
+    of_image = [a["image_id"] for a in data["annotations"]]
+    boxes = np.array([a["bbox"] for a in data["annotations"]], dtype=np.float64).reshape(-1, 4)
+    sizes = np.array([sizes_of[i] for i in of_image], dtype=np.float64).reshape(-1, 2)
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    empty = (np.minimum(end, sizes) <= np.maximum(start, 0)).any(1)
+    cut = ((start < -1) | (end > sizes + 1)).any(1) & ~empty
+    looks = guess_format(boxes, sizes)
+    for which, what in (
+        (empty, "have no area inside their image and are left out"),
+        (cut, "reach out of their image by more than a pixel and are cut at its edge"),
+    ):
+        if not which.any(): continue
+        first = of_image[int(which.argmax())]
+        warnings.warn(f"{source}: {which.sum()} of {len(boxes)} boxes {what}, the first in image {first}", stacklevel=4)
+    if looks:
+        warnings.warn(f"{source}: the boxes look like {looks}; want x, y, width, height in pixels", stacklevel=4)
+
+def find_missing(
+    paths: Mapping[int, Iterable[Path]],  # image id → its files
+    source: str | os.PathLike,            # who lists them, for messages
+    skip: bool,                           # leave those images out, with a warning
+) -> set[int]:
+    """Ids of the images whose files are not there.
+
+    Args:
+        paths (Mapping[int, Iterable[Path]]): image id → its files
+        source (str | os.PathLike): who lists them, for messages
+        skip (bool): leave those images out, with a warning
+
+    Returns:
+        set[int]
 
     Raises:
-        ValueError: for a box that is none.
-        FileNotFoundError: for an image that is not there.
+        FileNotFoundError: counts them, unless they are to be skipped.
     """
-    sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
-    empty = []
-    for annotation in data["annotations"]:
-        check_box(annotation["bbox"], annotation["image_id"], annotation["id"])
-        (x, y, w, h), (width, height) = annotation["bbox"], sizes[annotation["image_id"]]
-        if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
-            empty.append(annotation["image_id"])
-    if lost := [image for image in data["images"] if not (folder / image["file_name"]).is_file()]:
-        raise FileNotFoundError(
-            f"{folder / lost[0]['file_name']}: no such image; {source} lists it as image {lost[0]['id']}"
-        )
-    if empty:
-        warnings.warn(
-            f"{source}: boxes without area inside their image are left out: {len(empty)}, the first in "
-            f"image {empty[0]}", stacklevel=3,
-        )
+    lost = {i: path for i, files in paths.items() for path in files if not path.is_file()}
+    if not lost: return set()
+    some = first_three([f"image {i}: {path}" for i, path in lost.items()])
+    found = f"{source}: {len(lost)} of {len(paths)} images have no such file: {some}"
+    if not skip: raise FileNotFoundError(f"{found}. skip_missing=True (--skip-missing) leaves them out")
+    warnings.warn(f"{found}. They are left out", stacklevel=4)
+    return set(lost)
 
 # %% ../nbs/93_data.ipynb #41b0717e
 def coco_index(
@@ -304,6 +558,20 @@ def coco_index(
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
+
+def coco_mask_faults(coco) -> Iterator[Fault]:
+    """What is wrong with the masks of a `pycocotools` `COCO`.
+
+    Args:
+        coco
+
+    Returns:
+        Iterator[Fault]
+    """
+    for annotation in coco.anns.values():
+        image = coco.imgs[annotation["image_id"]]
+        place = f"annotation {annotation['id']} (image {annotation['image_id']})"
+        yield from mask_faults(annotation, image["height"], image["width"], place)
 
 # %% ../nbs/93_data.ipynb #30814ebb
 def read_entry(
@@ -351,6 +619,8 @@ class CocoDetection(Dataset):
         img_folder (str | os.PathLike)
         ann_file (str | os.PathLike)
         transforms (Callable | None): (image, target) → (image, target)
+        skip_missing (bool): leave out images without a file, with a warning. Defaults to False.
+        allow_outside (bool): file names may lead out of `img_folder`. Defaults to False.
 
     Raises:
         ValueError: for what is wrong with the file, when it is opened.
@@ -361,11 +631,18 @@ class CocoDetection(Dataset):
         img_folder: str | os.PathLike,
         ann_file: str | os.PathLike,
         transforms: Callable | None = None,  # (image, target) → (image, target)
+        skip_missing: bool = False,          # leave out images without a file, with a warning
+        allow_outside: bool = False,         # file names may lead out of `img_folder`
     ):
         self.folder = Path(img_folder)
+        self.ann_file = Path(ann_file)
         self.transforms = transforms
-        data = read_annotations(ann_file, COCO_KEYS)
-        check_coco(data, ann_file, self.folder)
+        data = read_annotations(ann_file, COCO_KEYS, allow_outside)
+        files = {image["id"]: [self.folder / image["file_name"]] for image in data["images"]}
+        if lost := find_missing(files, ann_file, skip_missing):
+            data["images"] = [image for image in data["images"] if image["id"] not in lost]
+            data["annotations"] = [a for a in data["annotations"] if a["image_id"] not in lost]
+        check_boxes(data, ann_file)
         self.coco = coco_index(data)
         self.ids = sorted(self.coco.imgs)
         self._unsure: list[Path] = []
@@ -378,6 +655,10 @@ class CocoDetection(Dataset):
             dict[int, str]
         """
         return {c["id"]: c["name"] for c in self.coco.dataset["categories"]}
+
+    def check_masks(self) -> None:
+        "`ValueError` names every annotation whose polygons or run lengths cannot be drawn."
+        raise_faults(coco_mask_faults(self.coco), self.ann_file)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -520,12 +801,13 @@ def panoptic_target(
         dict[str, Tensor]
 
     Raises:
-        ValueError: names the segment that lacks a key.
+        ValueError: names the segment and the field that cannot be.
     """
     image_id = target.get("image_id", target.get("id"))
     segments = target["segments_info"]
-    for i, segment in enumerate(segments):
-        check_keys(segment, ("id", "category_id"), f"image {image_id}: segments_info[{i}]")
+    raise_faults(entry_faults(dict(target) | {"image_id": image_id}, ("file_name",), "the target"))
+    names = [f"image {image_id}: segments_info[{i}]" for i in range(len(segments))]
+    raise_faults(f for s, name in zip(segments, names) for f in entry_faults(s, ("id", "category_id"), name))
     ids = torch.from_numpy(read_panoptic(Path(masks_path) / target["file_name"], segments, (height, width)))
     masks = ids == torch.tensor([s["id"] for s in segments], dtype=torch.int64).reshape(-1, 1, 1)
     return {
@@ -543,11 +825,13 @@ PANOPTIC_KEYS = {
 
 def read_panoptic_file(
     path: str | os.PathLike,
+    outside: bool = False,  # file names may lead out of their folder
 ) -> dict:  # images, annotations, categories
     """A COCO panoptic annotation file, checked; one warning counts images without annotation.
 
     Args:
         path (str | os.PathLike)
+        outside (bool): file names may lead out of their folder. Defaults to False.
 
     Returns:
         dict: images, annotations, categories
@@ -556,9 +840,9 @@ def read_panoptic_file(
         ValueError: names the entry for what would fail later.
         FileNotFoundError: for a file that is not there.
     """
-    data = read_annotations(path, PANOPTIC_KEYS)
+    data = read_annotations(path, PANOPTIC_KEYS, outside)
     annotated = [annotation["image_id"] for annotation in data["annotations"]]
-    if twice := repeated(annotated): raise ValueError(f"{path}: image {twice[0]} has two annotations")
+    raise_faults((("image_id", f"image {twice} has two annotations") for twice in repeated(annotated)), path)
     if bare := sorted({image["id"] for image in data["images"]} - set(annotated)):
         warnings.warn(
             f"{path}: images without annotation are left out: {len(bare)}, the first is {bare[0]}", stacklevel=2
@@ -575,6 +859,8 @@ class CocoPanoptic(Dataset):
         ann_folder (str | os.PathLike): of the PNGs
         ann_file (str | os.PathLike)
         transforms (Callable | None): (image, target) → (image, target)
+        skip_missing (bool): leave out images without a file, with a warning. Defaults to False.
+        allow_outside (bool): file names may lead out of their folders. Defaults to False.
 
     Raises:
         ValueError: for what is wrong with it, when it is opened.
@@ -586,28 +872,30 @@ class CocoPanoptic(Dataset):
         ann_folder: str | os.PathLike,       # of the PNGs
         ann_file: str | os.PathLike,
         transforms: Callable | None = None,  # (image, target) → (image, target)
+        skip_missing: bool = False,          # leave out images without a file, with a warning
+        allow_outside: bool = False,         # file names may lead out of their folders
     ):
         self.folder = Path(img_folder)
         self.masks_path = Path(ann_folder)
         self.ann_file = Path(ann_file)
         self.transforms = transforms
         self._unsure: list[Path] = []
-        self.data = read_panoptic_file(ann_file)
+        self.data = read_panoptic_file(ann_file, allow_outside)
         self.images = {image["id"]: image for image in self.data["images"]}
         self.annotations = sorted(self.data["annotations"], key=lambda a: a["image_id"])
-        lost = [
-            f"{path}: no such file; {ann_file} lists it for image {a['image_id']}" for a in self.annotations
-            for path in (self.image_path(a), self.masks_path / a["file_name"]) if not path.is_file()
-        ]
-        if lost: raise FileNotFoundError(lost[0])
+        files = {a["image_id"]: (self.image_path(a), self.masks_path / a["file_name"]) for a in self.annotations}
+        lost = find_missing(files, ann_file, skip_missing)
+        self.annotations = [a for a in self.annotations if a["image_id"] not in lost]
 
     @cached_property
     def coco(self):
         "The segments' boxes as a `pycocotools` `COCO`, to evaluate detections against."
         segments = [s | {"image_id": a["image_id"]} for a in self.annotations for s in a["segments_info"]]
-        for i, segment in enumerate(segments, start=1):
-            check_keys(segment, ("bbox",), f"{self.ann_file}: a segment of image {segment['image_id']}")
-            segment["id"] = i
+        raise_faults((
+            fault for segment in segments
+            for fault in entry_faults(segment, ("bbox",), f"segment {segment['id']} (image {segment['image_id']})")
+        ), self.ann_file)
+        for i, segment in enumerate(segments, start=1): segment["id"] = i
         return coco_index({
             "images": [self.images[a["image_id"]] for a in self.annotations],
             "categories": self.data["categories"], "annotations": segments,

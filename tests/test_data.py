@@ -43,18 +43,18 @@ def test_transforms(tmp_path):
 
 
 BROKEN = {
-    "no images": (lambda d: d.pop("images"), "truth.json has no 'images'; it has"),
-    "no annotations": (lambda d: d.pop("annotations"), "truth.json has no 'annotations'"),
+    "no images": (lambda d: d.pop("images"), "truth.json: no 'images'; it has"),
+    "no annotations": (lambda d: d.pop("annotations"), "truth.json: no 'annotations'"),
     "an id that is a string": (lambda d: d["images"][0].update(id="1"), r"images\[0\] has id='1': want a whole number"),
-    "an empty image": (lambda d: d["images"][0].update(width=0), r"images\[0\] has width=0: want a whole number, at least 1"),
-    "no categories": (lambda d: d.pop("categories"), "truth.json has no 'categories'"),
-    "image without width": (lambda d: d["images"][0].pop("width"), r"images\[0\] has no 'width'"),
-    "annotation without box": (lambda d: d["annotations"][0].pop("bbox"), r"annotations\[0\] has no 'bbox'"),
+    "an empty image": (lambda d: d["images"][0].update(width=0), "image 1 has width=0: want a whole number from 1"),
+    "no categories": (lambda d: d.pop("categories"), "truth.json: no 'categories'"),
+    "image without width": (lambda d: d["images"][0].pop("width"), "image 1 has no 'width'"),
+    "annotation without box": (lambda d: d["annotations"][0].pop("bbox"), r"annotation 1 \(image 1\) has no 'bbox'"),
     "unknown category": (lambda d: d["annotations"][0].update(category_id=9), r"annotation 1 \(image 1\) has category 9, which is not listed"),
-    "unknown image": (lambda d: d["annotations"][0].update(image_id=7), "annotation 1 belongs to image 7, which is not listed"),
+    "unknown image": (lambda d: d["annotations"][0].update(image_id=7), r"annotation 1 \(image 7\) belongs to image 7, which is not listed"),
     "two ids": (lambda d: d["images"][1].update(id=1), "two images share the id 1"),
-    "NaN": (lambda d: d["annotations"][0].update(bbox=[1, float("nan"), 2, 2]), "image 1: bbox of annotation 1 is .*finite"),
-    "negative size": (lambda d: d["annotations"][0].update(bbox=[1, 1, -2, 2]), "image 1: bbox of annotation 1 .*sizes ≥ 0"),
+    "NaN": (lambda d: d["annotations"][0].update(bbox=[1, float("nan"), 2, 2]), r"annotation 1 \(image 1\) has bbox=\[1, nan, 2, 2\]: want x, y, width, height: four numbers"),
+    "negative size": (lambda d: d["annotations"][0].update(bbox=[1, 1, -2, 2]), r"annotation 1 \(image 1\) has bbox=\[1, 1, -2, 2\].*sizes ≥ 0"),
     "three numbers": (lambda d: d["annotations"][0].update(bbox=[1, 1, 2]), "want x, y, width, height"),
 }
 
@@ -67,7 +67,7 @@ def test_broken(name, tmp_path):
 
 
 def test_missing_image(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.png: no such image; .*truth.json lists it as image 1"):
+    with pytest.raises(FileNotFoundError, match="truth.json: 1 of 2 images have no such file: image 1: .*gone.png"):
         CocoDetection(*folder_with(tmp_path, lambda d: d["images"][0].update(file_name="gone.png")))
 
 
@@ -105,9 +105,12 @@ def test_boxes_outside(tmp_path):
         {"id": 2, "image_id": 1, "category_id": 3, "bbox": [15, 5, 20, 20], "area": 400}, {"id": 3, "image_id": 1, "category_id": 3, "bbox": [3, 3, 0, 4], "area": 0},
         {"id": 4, "image_id": 2, "category_id": 3, "bbox": [30, 3, 5, 4], "area": 20},
     ]
-    with pytest.warns(UserWarning, match="boxes without area inside their image are left out: 2, the first in image 1") as caught:
+    with pytest.warns(UserWarning) as caught:
         dataset = CocoDetection(*folder_with(tmp_path, lambda d: d["annotations"].extend(extra)))
-    assert len(caught) == 1
+    assert [str(w.message).partition("truth.json: ")[2] for w in caught] == [
+        "2 of 4 boxes have no area inside their image and are left out, the first in image 1",
+        "1 of 4 boxes reach out of their image by more than a pixel and are cut at its edge, the first in image 1",
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image, target = dataset[0]

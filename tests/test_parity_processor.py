@@ -182,7 +182,7 @@ def test_files_of_both_sides(tmp_path):
 @pytest.mark.parametrize("call, message", [
     (lambda p, i: p([]), "images is empty"),
     (lambda p, i: p([i, i], [{"image_id": 1, "annotations": []}]), "2 images, 1 annotations"),
-    (lambda p, i: p(i, {"image_id": 1, "annotations": [{"bbox": [1, 2, float("nan"), 4], "category_id": 1, "id": 9}]}), "image 1: bbox of annotation 9"),
+    (lambda p, i: p(i, {"image_id": 1, "annotations": [{"bbox": [1, 2, float("nan"), 4], "category_id": 1, "id": 9}]}), "image 1: annotation 9 has bbox="),
     (lambda p, i: p(i, {"image_id": 1, "annotations": [{"bbox": [1, 2, -3, 4], "category_id": 1, "id": 9}]}), "sizes ≥ 0"),
     (lambda p, i: p(i, {"image_id": 1, "annotations": [{"bbox": [1, 2, 3, 4], "id": 9}]}), "annotation 9 has no 'category_id'"),
     (lambda p, i: p(i, return_tensors="tf"), "return_tensors='tf'"),
