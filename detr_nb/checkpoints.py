@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import errno
 import os
 import pickle
 import re
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import DetrConfig
+from .data import is_inside
 from .files import EMBEDDED, atomic, find_file, read_json
 
 if TYPE_CHECKING:
@@ -54,7 +58,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError) as error:
         why = str(error).partition("\n")[0] or "it ends too early"
         raise ValueError(f"{path}: not a whole PyTorch file ({why}); fetch or copy it again") from error
-    state = state.get("model", state) if isinstance(state, dict) else state
+    if isinstance(state, dict): state = state.get("model", state.get("state_dict", state))  # Lightning's name
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path}: want a mapping from names to tensors, or one under 'model'")
     return state
@@ -80,10 +84,10 @@ def read_weights(
     if path.name.endswith(".index.json"):
         index = read_json(path)
         if "weight_map" not in index: raise ValueError(f"{path}: no 'weight_map'; it has {sorted(index)}")
-        return {
-            k: v for shard in sorted(set(index["weight_map"].values()))
-            for k, v in read_weights(path.parent / shard).items()
-        }
+        shards = sorted(set(map(str, dict(index["weight_map"]).values())))
+        if outside := [shard for shard in shards if not is_inside(shard)]:
+            raise ValueError(f"{path}: weight_map names {outside[0]!r}: want files inside its folder")
+        return {k: v for shard in shards for k, v in read_weights(path.parent / shard).items()}
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file")
     try:
         return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
@@ -152,6 +156,23 @@ HUB_5_NAMES = [  # names inside transformers 5's modules → the hub file's
     (r"mask_head\.fpn_stages\.(\d)\.refine\.norm\.", lambda m: f"mask_head.gn{int(m[1]) + 3}."),
 ]
 
+# %% ../nbs/95_checkpoints.ipynb #1e9d079a
+def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what DistributedDataParallel, torch.compile or a Lightning module put before
+    all of them.
+
+    Args:
+        state (Mapping[str, Tensor])
+
+    Returns:
+        dict[str, Tensor]
+    """
+    marks = "class_labels_classifier.weight", "class_embed.weight"
+    front = next((key[: -len(mark)].removesuffix("detr.") for key in state for mark in marks if key.endswith(mark)), "")
+    for wrapper in ("_orig_mod.", "module."):
+        if not front and state and all(key.startswith(wrapper) for key in state): front = wrapper
+    return {key.removeprefix(front): value for key, value in state.items()}
+
 # %% ../nbs/95_checkpoints.ipynb #3662f3ab
 def to_hub_layout(
     state: Mapping[str, Tensor],  # any of the public layouts
@@ -165,6 +186,7 @@ def to_hub_layout(
     Returns:
         dict[str, Tensor]
     """
+    state = strip_wrappers(state)
     split = {
         key.replace("in_proj_", f"{name}_proj."): part
         for key, value in state.items() if not key.endswith("num_batches_tracked")
@@ -255,7 +277,34 @@ def save_checkpoint(
         path (str | os.PathLike)
     """
     with atomic(path) as part:
-        torch.save(value, part)
+        try: torch.save(value, part)
+        except RuntimeError as error:  # its writer in C++ says "unexpected pos" where a disk is full
+            raise OSError(errno.EIO, f"not written, is the disk full? ({str(error).splitlines()[0]})") from error
+
+def load_checkpoint(
+    path: str | os.PathLike,
+) -> dict[str, Any]:  # what `save_checkpoint` wrote
+    """A checkpoint on the CPU.
+
+    Args:
+        path (str | os.PathLike)
+
+    Returns:
+        dict[str, Any]: what `save_checkpoint` wrote
+
+    Raises:
+        ValueError: for a file that is damaged or is none.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive: damaged = archive.testzip()
+        if damaged: raise ValueError(f"its part {damaged} is damaged")
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(value, dict): raise ValueError(f"it holds {type(value).__name__}")
+        return value
+    except (
+        zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError,
+    ) as error:
+        raise ValueError(f"{path}: not a whole checkpoint of a training ({str(error).splitlines()[0]})") from error
 
 # %% ../nbs/95_checkpoints.ipynb #6b571536
 def open_checkpoint(
@@ -362,6 +411,8 @@ class Pretrained(nn.Module):
             folder (str | os.PathLike)
             dtype (torch.dtype | None): of the stored floating point numbers: as they are
         """
+        bad = [name for name, value in self.state_dict().items() if not value.isfinite().all()]
+        if bad: raise ValueError(f"{len(bad)} tensors are not finite and are not saved, the first is {bad[0]}")
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(self.config)
         config.extra["architectures"] = [type(self).__name__]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = [
-    "POSITION_EMBEDDING_TYPES", "ACTIVATION_FUNCTIONS", "DetrConfig"
+    "POSITION_EMBEDDING_TYPES", "ACTIVATION_FUNCTIONS", "FORBIDDEN", "DetrConfig"
 ]
 
 # %% ../nbs/94_config.ipynb #fcac56dc
@@ -47,6 +47,11 @@ NATIVE_RESNETS = {  # (block, blocks a stage) of transformers' own ResNet → ti
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
 
+NATIVE_SETTINGS = {
+    "hidden_act": "relu", "hidden_sizes": [256, 512, 1024, 2048], "embedding_size": 64,
+    "downsample_in_first_stage": False, "downsample_in_bottleneck": False,
+}
+
 def _flat(
     nested: dict[str, Any],  # a `backbone_config`
 ) -> dict[str, Any]:
@@ -58,12 +63,17 @@ def _flat(
             "backbone_kwargs": {k: nested.get(k) for k in ("out_indices", "output_stride")},
             "use_pretrained_backbone": bool(nested.get("use_pretrained_backbone")),
         }
-    key = nested.get("layer_type", "bottleneck"), tuple(nested.get("depths", (3, 4, 6, 3)))
+    block, depths = nested.get("layer_type", "bottleneck"), nested.get("depths", [3, 4, 6, 3])
+    key = block, tuple(depths) if isinstance(depths, (list, tuple)) else depths
     if nested.get("model_type") != "resnet" or key not in NATIVE_RESNETS:
         raise ValueError(
             f"backbone_config={nested}: want model_type 'timm_backbone', or 'resnet' with one of "
             f"{sorted(NATIVE_RESNETS)}"
         )
+    for name, usual in NATIVE_SETTINGS.items():  # timm's ResNets have these and no others
+        usual = [64, 128, 256, 512] if name == "hidden_sizes" and block == "basic" else usual
+        if (found := nested.get(name, usual)) != usual:
+            raise ValueError(f"backbone_config has {name}={found!r}: want {usual!r}, that of the ResNet in timm")
     return {
         "backbone": NATIVE_RESNETS[key], "backbone_kwargs": None, "dilation": False,
         "use_pretrained_backbone": False,
@@ -85,6 +95,10 @@ def read_backbone(
     """
     values = dict(values)
     nested = values.pop("backbone_config", None)
+    if nested is not None and not isinstance(nested, dict):
+        raise ValueError(f"backbone_config={nested!r}: want an object, or null")
+    if not isinstance(values.get("backbone_kwargs") or {}, dict):
+        raise ValueError(f"backbone_kwargs={values['backbone_kwargs']!r}: want an object, or null")
     if not values.pop("use_timm_backbone", True) or nested is not None:
         values |= _flat(dict(nested or {"model_type": "resnet"}))
     return values | {"backbone": values.get("backbone") or "resnet50", "backbone_kwargs": _unusual(values)}
@@ -123,13 +137,15 @@ def name_labels(
         ValueError: for what does not fit.
     """
     _want(
-        "num_labels", num_labels, "a whole number of at least 1",
-        num_labels is None or _is_integer(num_labels, 1),
+        "num_labels", num_labels, "a whole number from 1 to 100001",
+        num_labels is None or _is_integer(num_labels, 1) and num_labels <= 100_001,
     )
     id2label = {i: f"LABEL_{i}" for i in range(num_labels or 2)} if id2label is None else id2label
     _want(
-        "id2label", id2label, "a dictionary from category ids, at least 0, to names",
-        isinstance(id2label, dict) and len(id2label) > 0 and all(str(i).isdecimal() for i in id2label),
+        "id2label", id2label, "a dictionary from category ids, 0 to 100000, to names",
+        isinstance(id2label, dict) and len(id2label) > 0
+        and all(str(i).isdecimal() and len(str(i)) < 7 and int(i) <= 100_000 for i in id2label)
+        and all(isinstance(name, str) for name in id2label.values()),
     )
     names = {int(i): name for i, name in id2label.items()}
     num_labels = num_labels or max(names) + 1
@@ -159,7 +175,11 @@ _switch = partial(_checked, "True or False", lambda x: isinstance(x, bool))
 _share = partial(_checked, "a number from 0 to below 1", lambda x: _is_number(x) and 0 <= x < 1)
 _weight = partial(_checked, "a finite number of at least 0", lambda x: _is_number(x) and x >= 0)
 _name = partial(_checked, "the name of a timm model", lambda x: isinstance(x, str) and x != "")
-_options = partial(_checked, "a dictionary or None", lambda x: x is None or isinstance(x, dict))
+FORBIDDEN = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained", "features_only"}
+_options = partial(
+    _checked, f"a dictionary without {', '.join(sorted(FORBIDDEN))} (files are opened by none but us), or None",
+    lambda x: x is None or isinstance(x, dict) and not FORBIDDEN & x.keys(),
+)
 _named: Any = partial(field, default=None)  # `name_labels` fills these in
 
 # %% ../nbs/94_config.ipynb #13e166a3

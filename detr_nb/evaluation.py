@@ -20,7 +20,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, inference_mode
 
-from .data import CocoPanoptic, check_keys, id_to_rgb, read_panoptic, read_panoptic_file, repeated
+from detr_nb.data import (
+    CocoPanoptic, Fault, check_keys, coco_index, coco_mask_faults, entry_faults, id_to_rgb, raise_faults, read_panoptic,
+    read_panoptic_file, repeated,
+)
 from .detector import DetrForObjectDetection, evaluating
 from .files import atomic, write_json
 from .losses import gather_objects, rank_and_world
@@ -30,8 +33,9 @@ from .processor import DetrImageProcessor
 
 # %% auto #0
 __all__ = [
-    "METRICS", "CocoEvaluator", "evaluate", "format_tables", "Quality", "compare_segments",
-    "summarize_quality", "PanopticEvaluator", "format_qualities", "evaluate_panoptic", "metrics"
+    "METRICS", "truth_faults", "number_annotations", "check_prediction", "CocoEvaluator",
+    "evaluate", "format_tables", "Quality", "compare_segments", "summarize_quality",
+    "PanopticEvaluator", "format_qualities", "evaluate_panoptic", "metrics"
 ]
 
 # %% ../nbs/33_evaluation.ipynb #1c17ce2e
@@ -75,6 +79,50 @@ def mask_entries(
     ]
 
 # %% ../nbs/33_evaluation.ipynb #e6f92a8e
+def truth_faults(coco, masks: bool) -> Iterator[Fault]:
+    """What is wrong with the annotations of a `pycocotools` `COCO`, and with their masks where they
+    are wanted.
+
+    Args:
+        coco
+        masks (bool)
+
+    Returns:
+        Iterator[Fault]
+    """
+    for i, annotation in enumerate(coco.dataset.get("annotations", ())):
+        name = annotation.get("id", i) if isinstance(annotation, Mapping) else i
+        yield from entry_faults(annotation, ("image_id", "category_id", "bbox"), f"annotation {name}")
+    if masks: yield from coco_mask_faults(coco)
+
+def number_annotations(coco) -> Any:
+    """A copy of a `pycocotools` `COCO` whose annotations have the ids 1, 2, 3 …: COCO's matching
+    takes the id 0 for "matched with nothing".
+
+    Args:
+        coco
+
+    Returns:
+        Any
+    """
+    annotations = [a | {"id": i} for i, a in enumerate(coco.dataset.get("annotations", ()), start=1)]
+    return coco_index({"images": [], "categories": []} | coco.dataset | {"annotations": annotations})
+
+def check_prediction(image_id: int, found: Mapping, wanted: Sequence[str]) -> None:
+    """`ValueError` for parts of different lengths, and for numbers that are not finite.
+
+    Args:
+        image_id (int)
+        found (Mapping)
+        wanted (Sequence[str])
+    """
+    lengths = {name: len(found[name]) for name in wanted}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"image {image_id}: the prediction has the lengths {lengths}: want one for all")
+    for name in set(wanted) - {"masks"}:
+        if not found[name].isfinite().all():
+            raise ValueError(f"image {image_id}: {name} of the prediction are not finite: {found[name][:3].tolist()} …")
+
 METRICS = (
     "AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR 1", "AR 10", "AR 100", "AR small",
     "AR medium", "AR large",
@@ -100,14 +148,10 @@ class CocoEvaluator:
         if not self.iou_types or not set(self.iou_types) <= {"bbox", "segm"}:
             raise ValueError(f"iou_types={iou_types!r}: want 'bbox', 'segm' or both")
         self.coco = coco
+        raise_faults(truth_faults(coco, "segm" in self.iou_types), "the ground truth")
+        self._truth = number_annotations(coco)
         self.predictions: dict[int, dict[str, Any]] = {}
         self.coco_eval: dict[str, Any] = {}
-        bare = next((a for a in coco.anns.values() if not a.get("segmentation")), None)
-        if bare and "segm" in self.iou_types:
-            raise ValueError(
-                f"annotation {bare['id']} of image {bare['image_id']} has no segmentation: want one in all, "
-                "to evaluate masks"
-            )
 
     def update(
         self,
@@ -127,6 +171,7 @@ class CocoEvaluator:
             if int(image_id) not in self.coco.imgs:
                 raise ValueError(f"image {image_id} is not in the ground truth")
             check_keys(found, wanted, f"image {image_id}: the prediction")
+            check_prediction(image_id, found, wanted)
             self.predictions[int(image_id)] = {
                 name: to_rle(found[name].flatten(0, -3) > 0.5)
                 if name == "masks" else found[name].detach().cpu().numpy()
@@ -140,11 +185,12 @@ class CocoEvaluator:
     def accumulate(self) -> None:
         "Match detections with the truth of the images seen and compute precision and recall."
         from pycocotools.cocoeval import COCOeval
+        if not self.predictions: raise ValueError("no image was evaluated: call update first")
         for iou_type in self.iou_types:
             results = (box_rows if iou_type == "bbox" else mask_entries)(self.predictions)
             with contextlib.redirect_stdout(io.StringIO()):
-                found = self.coco.loadRes(results) if len(results) else type(self.coco)()
-                evaluation = COCOeval(self.coco, found, iou_type)
+                found = self._truth.loadRes(results) if len(results) else type(self._truth)()
+                evaluation = COCOeval(self._truth, found, iou_type)
                 evaluation.params.imgIds = sorted(self.predictions)
                 evaluation.evaluate()
                 evaluation.accumulate()
@@ -483,6 +529,8 @@ class PanopticEvaluator:
         self.truth = read_panoptic_file(ann_file)
         self.ann_folder = Path(ann_folder)
         self.output_dir = Path(output_dir)
+        if self.output_dir.resolve() == self.ann_folder.resolve():
+            raise ValueError(f"output_dir={output_dir} holds the PNGs of the truth, which would be overwritten")
         self.annotations = {a["image_id"]: a for a in self.truth["annotations"]}
         if twice := repeated(Path(a["file_name"]).stem for a in self.truth["annotations"]):
             raise ValueError(f"{ann_file}: two PNGs are called {twice[0]}: want a name of its own for each")

@@ -42,10 +42,15 @@ def atomic(
         Iterator[Path]: a temporary file in the same folder: write to this one
     """
     path = Path(path)
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part.unlink(missing_ok=True)  # a link of that name would lead the writing elsewhere
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        if error.filename: raise
+        why = f"{error.strerror or error}; nothing was written, and what was there before is as it was"
+        raise OSError(error.errno, why, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -11,18 +11,24 @@ import math
 import os
 import random
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .checkpoints import save_checkpoint
+from .checkpoints import load_checkpoint, save_checkpoint
 from .config import check_categories
-from .data import SceneDetection, detection_target, panoptic_target
+from detr_nb.data import (
+    CocoDetection, CocoPanoptic, SceneDetection, detection_target, first_three, is_number, is_whole, panoptic_target,
+)
 from detr_nb.detector import (
     DetrForObjectDetection, image_tokens, learned_states, predict_from, transform,
 )
@@ -35,8 +41,8 @@ from .transforms import random_scale, to_rgb_tensor
 
 # %% auto #0
 __all__ = [
-    "BY_HEART", "RECIPES", "learn_by_heart", "Recipe", "make_optimizer", "StepSampler",
-    "TrainingImages", "TrainState", "train_step", "train"
+    "BY_HEART", "RECIPE_RULES", "RECIPES", "learn_by_heart", "Recipe", "make_optimizer",
+    "StepSampler", "TrainingImages", "TrainState", "train_step", "train"
 ]
 
 # %% ../nbs/41_training.ipynb #4ad87e74
@@ -116,6 +122,10 @@ class Recipe:
         ema (float): decay of the average of the weights that is kept; 0: none. Defaults to 0.0.
         evaluations (int): while training, evenly spaced. Defaults to 30.
         seed (int): Defaults to 0.
+        ema_warmup (bool): the average forgets faster at first: decay (1 + step) ÷ (10 + step), up
+            to `ema`. Defaults to True.
+        patience (int | None): stop after so many evaluations without a better AP (or PQ); None:
+            never
     """
     steps: int | None = None        # length in steps …
     epochs: float = 300             # … or, where steps is None, in passes over the data
@@ -133,17 +143,38 @@ class Recipe:
     ema: float = 0.0                # decay of the average of the weights that is kept; 0: none
     evaluations: int = 30           # while training, evenly spaced
     seed: int = 0
+    ema_warmup: bool = True         # the average forgets faster at first: decay (1 + step) ÷ (10 + step), up to `ema`
+    patience: int | None = None     # stop after so many evaluations without a better AP (or PQ); None: never
+
+    def __post_init__(self):
+        for name, (wanted, fits) in RECIPE_RULES.items():
+            if not fits(value := getattr(self, name)): raise ValueError(f"{name}={value!r}: want {wanted}")
+
+_positive = "a number over 0", lambda value: is_number(value) and value > 0
+_not_negative = "a number of at least 0", lambda value: is_number(value, least=0)
+_share = "a number from 0 to below 1", lambda value: is_number(value, least=0) and value < 1
+_count = "a whole number of at least 1", lambda value: is_whole(value, least=1)
+_switch = "True or False", lambda value: isinstance(value, bool)
+_count_or_none = "a whole number of at least 1, or None", lambda value: value is None or is_whole(value, least=1)
+RECIPE_RULES = {  # field → what it must be, and a test of it
+    "steps": _count_or_none, "epochs": _positive, "stop": _count_or_none, "batch_size": _count, "lr": _positive,
+    "backbone_lr": _not_negative, "weight_decay": _not_negative, "clip": _positive,
+    "schedule": ("'step' or 'cosine'", lambda value: value in ("step", "cosine")),
+    "drop": ("a number from 0 to 1", lambda value: is_number(value, least=0, most=1)), "warmup": _share,
+    "augment": _switch, "query_groups": _count, "ema": _share, "evaluations": _count,
+    "seed": ("a whole number of at least 0", is_whole), "ema_warmup": _switch, "patience": _count_or_none,
+}
 
 RECIPES = {
     "coco": Recipe(),
     "coco masks": Recipe(epochs=25, drop=0.6),  # the mask head alone, on a frozen detector
     "scenes": Recipe(
         steps=18000, stop=16500, batch_size=8, lr=5e-4, backbone_lr=5e-4, schedule="cosine", warmup=0.03,
-        augment=False, query_groups=4, ema=0.998, evaluations=12,
+        augment=False, query_groups=4, ema=0.998, ema_warmup=False, evaluations=12,
     ),
     "scenes masks": Recipe(
         steps=3000, batch_size=16, lr=1e-3, schedule="cosine", warmup=0.03, augment=False, ema=0.998,
-        evaluations=4,
+        ema_warmup=False, evaluations=4,
     ),
 }
 
@@ -162,12 +193,7 @@ def make_optimizer(
 
     Returns:
         tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
-
-    Raises:
-        ValueError: for an unknown schedule.
     """
-    if recipe.schedule not in ("step", "cosine"):
-        raise ValueError(f"schedule={recipe.schedule!r}: want 'step' or 'cosine'")
     learned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     backbone = [p for name, p in learned.items() if ".backbone." in name]
     rest = [p for name, p in learned.items() if ".backbone." not in name]
@@ -378,8 +404,64 @@ class TrainingImages(Dataset):
             target = detection_target(target, height, width, self.masks)
         if self.recipe.augment:
             rng = random.Random(self.recipe.seed * 1_000_003 + number)
-            image, target = random_scale(image, target, rng, self.processor.size.get("longest_edge", 1333))
+            size = self.processor.size
+            image, target = random_scale(
+                image, target, rng, size.get("longest_edge", 1333), size.get("shortest_edge", size.get("height", 800))
+            )
         return self.processor.encode(image, target)
+
+# %% ../nbs/41_training.ipynb #a2b3b4b9
+def average_weights(recipe: Recipe, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+    """Move the averages towards the weights, in place. At first they forget faster, so that they do
+    not keep the start.
+
+    Args:
+        recipe (Recipe)
+        averages (list[Tensor])
+        weights (list[Tensor])
+        count (Tensor)
+    """
+    from torch.optim.swa_utils import get_ema_multi_avg_fn
+    decay = min(recipe.ema, (1 + int(count)) / (10 + int(count))) if recipe.ema_warmup else recipe.ema
+    get_ema_multi_avg_fn(decay)(averages, weights, count)
+
+def describe_run(detector: nn.Module, dataset: Any) -> dict[str, Any]:
+    """What a training works on, as a checkpoint keeps it: the data and the network.
+
+    Args:
+        detector (nn.Module)
+        dataset (Any)
+
+    Returns:
+        dict[str, Any]
+    """
+    ids = list(getattr(dataset, "ids", range(len(dataset))))
+    config: Any = detector.config
+    return {
+        "model": type(detector).__name__, "data": type(dataset).__name__, "images": len(dataset),
+        "first image ids": ids[:3], "categories": dict(dataset.id2label),
+    } | {f"config.{name}": value for name, value in config.to_dict().items() if name != "architectures"}
+
+def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path: Path) -> None:
+    """`ValueError` names what is different between a checkpoint and the run that should go on from
+    it.
+
+    Args:
+        old_recipe (dict)
+        recipe (dict)
+        old_run (dict)
+        run (dict)
+        path (Path)
+    """
+    old, new = ({"ema_warmup": False, "patience": None} | old_recipe | old_run), recipe | run
+    names = [name for name in new if name in old and old[name] != new[name] and name != "patience"]
+    if not names: return
+    changed = "; ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in names[:5])
+    longer = {"steps", "epochs", "stop"} & set(names)
+    hint = f". To train longer, begin a new run from what this one learned: --model {path.parent / 'model'}"
+    raise ValueError(
+        f"{path} was made with another recipe or other data: {changed}{hint if longer else ''}"
+    )
 
 # %% ../nbs/41_training.ipynb #7a5dfb93
 class TrainState:
@@ -401,13 +483,16 @@ class TrainState:
         device: torch.device | str = "cpu",
         path: Path | None = None,            # of its checkpoint, which messages name
     ):
-        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+        from torch.optim.swa_utils import AveragedModel
         self.detector, self.recipe, self.step, self.path = detector, recipe, 0, path
         self.learner: Any = as_learner(detector, recipe).to(device, memory_format=torch.channels_last)
         self.optimizer, self.schedule = make_optimizer(self.learner, recipe, steps)
         self.average = (
-            AveragedModel(detector, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
+            AveragedModel(detector, multi_avg_fn=functools.partial(average_weights, recipe)) if recipe.ema else None
         )
+        self.run: dict[str, Any] = {}              # what the run works on, see `describe_run`
+        self.best: float | None = None             # the highest AP or PQ so far …
+        self.since = 0                             # … and how many evaluations ago that was
         self._parts = {"model": self.learner, "optimizer": self.optimizer, "schedule": self.schedule}
         if recipe.ema:
             self._parts["average"] = self.average
@@ -428,7 +513,8 @@ class TrainState:
             path (Path)
         """
         values = {name: part.state_dict() for name, part in self._parts.items()}
-        save_checkpoint(values | {"step": self.step, "recipe": asdict(self.recipe)}, path)
+        numbers = {"step": self.step, "recipe": asdict(self.recipe), "best": self.best, "since": self.since}
+        save_checkpoint(values | numbers | {"run": self.run}, path)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint, wherever it was made.
@@ -437,14 +523,32 @@ class TrainState:
             path (Path)
 
         Raises:
-            ValueError: if another recipe made it.
+            ValueError: if another recipe, other data or another network made it, and for a file
+                that is damaged.
         """
-        values = torch.load(path, map_location="cpu", weights_only=True)
-        if values["recipe"] != asdict(self.recipe):
-            raise ValueError(f"{path} was made with another recipe: {values['recipe']}")
-        for name, part in self._parts.items():
-            part.load_state_dict(values[name])
-        self.step = values["step"]
+        values = load_checkpoint(path)
+        if missing := {"step", "recipe", *self._parts} - values.keys():
+            raise ValueError(f"{path} has no {sorted(missing)[0]!r}: not a checkpoint of such a training")
+        compare_runs(values["recipe"], asdict(self.recipe), values.get("run", {}), self.run, path)
+        try:
+            for name, part in self._parts.items(): part.load_state_dict(values[name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} belongs to another network ({str(error).splitlines()[0]})") from error
+        self.step, self.best, self.since = values["step"], values.get("best"), values.get("since", 0)
+
+    def improved(self, value: float) -> bool:
+        """Take note of an evaluation. Whether training should go on: False when patience is at its
+        end.
+
+        Args:
+            value (float)
+
+        Returns:
+            bool
+        """
+        better = self.best is None or value > self.best
+        self.best, self.since = (value, 0) if better else (self.best, self.since + 1)
+        return self.recipe.patience is None or self.since < self.recipe.patience
 
 # %% ../nbs/41_training.ipynb #6a552d1e
 def train_step(
@@ -529,12 +633,84 @@ def find_checkpoint(
         FileNotFoundError: for one to be resumed that does not exist.
     """
     path = out / "checkpoint.pt"
-    if path.exists() and not resume:
+    if there := [found for found in (path, out / "log.csv", out / "model") if found.exists() and not resume]:
         raise FileExistsError(
-            f"{path} exists: pass resume=True (--resume) to go on, or choose another folder"
+            f"{there[0]} exists: pass resume=True (--resume) to go on, or choose another folder"
         )
     if resume and not path.exists(): raise FileNotFoundError(f"{path}: no checkpoint to resume from")
     return path
+
+@contextmanager
+def own_folder(
+    out: Path,
+    rank: int,  # only the first process needs it
+) -> Iterator[None]:
+    """Keep a run's folder to this training while the block runs.
+
+    Args:
+        out (Path)
+        rank (int): only the first process needs it
+
+    Returns:
+        Iterator[None]
+
+    Raises:
+        ValueError: if another one writes there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            if rank == 0: stack.enter_context(FileLock(out / ".lock", timeout=0))
+        except Timeout as error:
+            raise ValueError(f"{out}: another training is writing there: want a folder for each") from error
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", r"labels\[.*targets for .* queries")  # said once, at the start
+        yield
+
+def warn_of_crowded(num_queries: int, dataset: Any) -> None:
+    """One warning for the images of a dataset that have more objects than a model has queries.
+
+    Args:
+        num_queries (int)
+        dataset (Any)
+    """
+    if isinstance(dataset, CocoDetection):
+        counts = {i: sum(not a["iscrowd"] for a in found) for i, found in dataset.coco.imgToAnns.items()}
+    elif isinstance(dataset, CocoPanoptic):
+        segments = {a["image_id"]: a["segments_info"] for a in dataset.annotations}
+        counts = {i: sum(not s.get("iscrowd", 0) for s in found) for i, found in segments.items()}
+    else: return  # scenes have few
+    crowded = [f"image {i} has {count}" for i, count in counts.items() if count > num_queries]
+    if crowded:
+        warnings.warn(
+            f"{len(crowded)} of {len(dataset)} images have more objects than the model has queries ({num_queries}): "
+            f"{first_three(crowded)}. Those over the number are never found; num_queries={max(counts.values())} "
+            f"(--queries {max(counts.values())}) or more has a place for all", stacklevel=3,
+        )
+
+def save_run(state: TrainState, path: Path, processor: DetrImageProcessor) -> None:
+    """Write a checkpoint, and beside it the model so far, as it can be used.
+
+    Args:
+        state (TrainState)
+        path (Path)
+        processor (DetrImageProcessor)
+    """
+    state.save(path)
+    state.eval_model.save_pretrained(path.parent / "model")
+    processor.save_pretrained(path.parent / "model")
+
+def say_metrics(step: int, loss: float, found: dict[str, float]) -> None:
+    """An evaluation as a line on stderr, above the bar.
+
+    Args:
+        step (int)
+        loss (float)
+        found (dict[str, float])
+    """
+    from tqdm.auto import tqdm
+    numbers = " · ".join(f"{name} {value:.3f}" for name, value in found.items())
+    tqdm.write(f"step {step}: loss {loss:.3f} · {numbers}", file=sys.stderr)
 
 def make_accelerator(batch_size: int):
     """Accelerate's view of this process and its siblings.
@@ -619,47 +795,53 @@ def train(
     path = find_checkpoint(out, resume)
     check_categories(detector.config, dataset.id2label)
     steps = count_steps(recipe, len(dataset))
+    masks = isinstance(detector, DetrForSegmentation)
+    if masks and hasattr(dataset, "check_masks"): dataset.check_masks()
+    warn_of_crowded(detector.config.num_queries, dataset)
     accelerator = make_accelerator(recipe.batch_size)
     world, rank = accelerator.num_processes, accelerator.process_index
     set_seed(recipe.seed)
     state = TrainState(detector, recipe, steps, accelerator.device, path)
     model, optimizer = accelerator.prepare(state.learner.train(), state.optimizer)
+    state.run = describe_run(detector, dataset)
     if resume:
         state.load(path)
-    out.mkdir(parents=True, exist_ok=True)
-    log = Log(out, state.step) if rank == 0 else None
-    if callback and state.step == 0 and rank == 0:
-        callback(0, state.eval_model)
-    last = min(steps, stop_after or steps, recipe.stop or steps)
-    evaluation_steps = {round(steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
-    sampler = StepSampler(
-        len(dataset), recipe.batch_size // world, recipe.seed, state.step, last, rank, world
-    )
-    images = TrainingImages(dataset, processor, recipe, masks=isinstance(detector, DetrForSegmentation))
-    loader = DataLoader(images, batch_sampler=sampler, collate_fn=processor.collate, num_workers=workers)
-    bar = tqdm(loader, desc="train", initial=state.step, total=steps, disable=rank > 0, leave=False)
-    numbers = []  # of the steps since the last row of the log
-    for batch in bar:
-        torch.manual_seed((recipe.seed * 1_000_003 + state.step) * world + rank)
-        lr = state.schedule.get_last_lr()[0]
-        numbers.append(train_step(state, model, optimizer, batch, accelerator))
-        step = state.step
-        evaluated = step in evaluation_steps
-        row = {}
-        if evaluated or step <= 20 or step % 20 == 0:
-            row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr} | mean_numbers(numbers, accelerator)
-            numbers.clear()
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
-        if evaluated and val is not None:
-            row |= metrics(state.eval_model, val, processor, out)
-        if log is None: continue  # the first process writes
-        if row:
-            log.write(row)
-        if evaluated and callback:
-            callback(step, state.eval_model)
-        if evaluated or step % 500 == 0 or step == last:
-            state.save(path)
-            state.eval_model.save_pretrained(out / "model")
-            processor.save_pretrained(out / "model")
+    with own_folder(out, rank):
+        log = Log(out, state.step) if rank == 0 else None
+        if callback and state.step == 0 and rank == 0:
+            callback(0, state.eval_model)
+        last = min(steps, stop_after or steps, recipe.stop or steps)
+        evaluation_steps = {round(steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
+        sampler = StepSampler(
+            len(dataset), recipe.batch_size // world, recipe.seed, state.step, last, rank, world
+        )
+        images = TrainingImages(dataset, processor, recipe, masks)
+        loader = DataLoader(images, batch_sampler=sampler, collate_fn=processor.collate, num_workers=workers)
+        bar = tqdm(loader, desc="train", initial=state.step, total=steps, disable=rank > 0, leave=False)
+        numbers = []  # of the steps since the last row of the log
+        for batch in bar:
+            torch.manual_seed((recipe.seed * 1_000_003 + state.step) * world + rank)
+            lr = state.schedule.get_last_lr()[0]
+            numbers.append(train_step(state, model, optimizer, batch, accelerator))
+            step = state.step
+            evaluated = step in evaluation_steps
+            row = {}
+            if evaluated or step <= 20 or step % 20 == 0:
+                row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr}
+                row |= mean_numbers(numbers, accelerator)
+                numbers.clear()
+                bar.set_postfix(loss=f"{row['loss']:.3f}")
+            going_on = True
+            if evaluated and val is not None:
+                row |= (found := metrics(state.eval_model, val, processor, out))
+                going_on = state.improved(next(iter(found.values())))
+                if rank == 0: say_metrics(step, row["loss"], found)
+            if log and row:  # the first process writes
+                log.write(row)
+            if log and evaluated and callback:
+                callback(step, state.eval_model)
+            if log and (evaluated or step % 500 == 0 or step == last):
+                save_run(state, path, processor)
+            if not going_on: break
     accelerator.wait_for_everyone()
     return out / "model"

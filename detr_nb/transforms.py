@@ -188,32 +188,36 @@ def random_scale(
     target: Any,                  # boxes (T, 4) corners in pixels
     rng: random.Random,
     longest: int = 1333,
+    shortest: int = 800,
 ) -> tuple[Tensor, Any]:
     """The original's training augmentation (its `datasets/coco.py`): flip, then a random size, or a
-    random crop of a random size.
+    random crop of a random size. Its sizes are meant for a shortest edge of 480 to 800 pixels; with
+    another `shortest` all of them change in proportion.
 
     Args:
         image (Tensor): (3, H, W)
         target (Any): boxes (T, 4) corners in pixels
         rng (random.Random)
         longest (int): Defaults to 1333.
+        shortest (int): Defaults to 800.
 
     Returns:
         tuple[Tensor, Any]
     """
+    share = lambda pixels: max(1, round(pixels * shortest / 800))
     if rng.random() < 0.5:
         image, target = flip(image, target)
     scale = lambda image, target, edge, limit: resize(
         image, resized_size(*image.shape[-2:], {"shortest_edge": edge, "longest_edge": limit}), target
     )
     if rng.random() < 0.5:
-        image, target = scale(image, target, rng.choice((400, 500, 600)), None)
-        height, width = (rng.randint(min(384, n), min(600, n)) for n in image.shape[-2:])
+        image, target = scale(image, target, share(rng.choice((400, 500, 600))), None)
+        height, width = (rng.randint(min(share(384), n), min(share(600), n)) for n in image.shape[-2:])
         image, target = crop(
             image, target, rng.randint(0, image.shape[1] - height), rng.randint(0, image.shape[2] - width),
             height, width,
         )
-    return scale(image, target, rng.choice(range(480, 801, 32)), longest)
+    return scale(image, target, share(rng.choice(range(480, 801, 32))), longest)
 
 # %% ../nbs/30_transforms.ipynb #5ec22608
 def to_uint8_image(image, side: int = 256) -> np.ndarray:

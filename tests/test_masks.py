@@ -589,7 +589,7 @@ def test_segm_alone_and_without_masks():
     for iou_types in ("segm", ["segm"]):
         tables = evaluate(Truth(data), data, DetrImageProcessor(do_resize=False), progress=False, iou_types=iou_types)
         assert set(tables) == {"all masks", "things masks"} and tables["all masks"]["AP"] > 0.999
-    with pytest.raises(ValueError, match="annotation 1 of image 1 has no segmentation"):
+    with pytest.raises(ValueError, match=r"annotation 1 \(image 1\) has segmentation=None: want polygons or run lengths"):
         CocoEvaluator(SceneDetection(2, 4, "val").coco, "segm")
 
 
