@@ -83,7 +83,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "the last step before the stop is not saved", "training", "training_trains_and_stops_where_the_recipe_says",
-        "if evaluated or step % 500 == 0 or step == last:", "if evaluated or step % 500 == 0:",
+        "if log and (evaluated or step % 500 == 0 or step == last):", "if log and (evaluated or step % 500 == 0):",
     ),
     (
         "the last images of an epoch are left out", "training", "an_epoch_is_a_whole_one",
@@ -103,11 +103,19 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "self.seed + number // self.length", "number // self.length",
     ),
     (
-        "the processor's longest edge is not asked", "training", "augmented_images_fill_the_longest_edge",
-        'self.processor.size.get("longest_edge", 1333)', "1333",
+        "the processor's longest edge is not asked", "training", "augmented_images_have_the_sizes_of_their_processor",
+        'size.get("longest_edge", 1333)', "1333",
     ),
     (
-        "augmented images are resized again", "training", "augmented_images_fill_the_longest_edge",
+        "the average is never young", "training", "young_average_forgets",
+        "(1 + int(count)) / (10 + int(count))", "1.0",
+    ),
+    (
+        "the processor's shortest edge is not asked", "training", "augmented_images_have_the_sizes_of_their_processor",
+        'size.get("shortest_edge", size.get("height", 800))', "800",
+    ),
+    (
+        "augmented images are resized again", "training", "augmented_images_have_the_sizes_of_their_processor",
         "processor.do_resize and not recipe.augment", "processor.do_resize",
     ),
     (
@@ -168,7 +176,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "crops may be of one pixel", "transforms", "crops_lie_anywhere_and_are_not_small",
-        "rng.randint(min(384, n), min(600, n))", "rng.randint(1, min(600, n))",
+        "rng.randint(min(share(384), n), min(share(600), n))", "rng.randint(1, min(share(600), n))",
     ),
     (
         "all crops begin at the top", "transforms", "crops_lie_anywhere_and_are_not_small",
@@ -178,8 +186,8 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "no longest edge",
         "transforms",
         "augmentation_keeps_the_longest_edge",
-        "rng.choice(range(480, 801, 32)), longest)",
-        "rng.choice(range(480, 801, 32)), None)",
+        "share(rng.choice(range(480, 801, 32))), longest)",
+        "share(rng.choice(range(480, 801, 32))), None)",
     ),
     (
         "a box's area stands for the object's", "data", "area_of_an_annotation_is_its_own",
