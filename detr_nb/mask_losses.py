@@ -74,7 +74,13 @@ def stack_masks(
 
     Returns:
         Tensor: (ΣT, H, W): the largest of each, filled with 0 at the bottom and right
+
+    Raises:
+        ValueError: for masks of other numbers than 0 and 1.
     """
+    for i, mask in enumerate(masks):
+        if mask.numel() and mask.dtype != torch.bool and (mask.max() > 1 or mask.min() < 0):
+            raise ValueError(f"the masks of image {i} hold {mask.min()} … {mask.max()}: want 0 and 1, or bool")
     height, width = max(m.shape[-2] for m in masks), max(m.shape[-1] for m in masks)
     return torch.cat([pad(m, (0, width - m.shape[-1], 0, height - m.shape[-2])) for m in masks])
 

@@ -14,10 +14,11 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from filelock import FileLock, Timeout
@@ -89,8 +90,11 @@ def learn_by_heart(
     batch = processor.collate([(encoded, target)])
     detector, losses = init_scenes_detector(seed=seed), []
     optimizer = torch.optim.AdamW(detector.parameters(), lr=lr, weight_decay=1e-4)
+    unchecked = nullcontext() if fault != "corners" else patch(  # or the matching would refuse them
+        "detr_nb.matcher.look_like_corners", lambda boxes: torch.zeros(len(boxes), dtype=torch.bool)
+    )
     for _ in range(steps):
-        loss = detector.train()(batch.pixel_values, batch.pixel_mask, labels=batch.labels).loss
+        with unchecked: loss = detector.train()(batch.pixel_values, batch.pixel_mask, labels=batch.labels).loss
         optimizer.zero_grad()
         loss.backward()
         if clip is not None: nn.utils.clip_grad_norm_(detector.parameters(), clip)
