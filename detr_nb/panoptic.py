@@ -88,7 +88,7 @@ def merge_masks(
     areas = torch.bincount(owner.flatten(), minlength=count + 1)[:-1].tolist()
     covers = torch.empty_like(probabilities[0])  # floats again: their sum is exact row by row
     wholes = [
-        int(torch.ge(mask, mask_threshold, out=covers).sum(1).double().sum()) for mask in probabilities
+        int(torch.ge(mask, mask_threshold, out=covers).sum(1).long().sum()) for mask in probabilities
     ]
     ids = torch.zeros(count + 1, dtype=torch.int32)
     segments = {}  # one for each class that is fused, and for each query of another

@@ -48,13 +48,32 @@ def check_sizes(
     rows = target_sizes.tolist() if isinstance(target_sizes, Tensor) else target_sizes
     try:
         pairs = [(height, width) for _, (height, width) in zip(range(batch), rows, strict=True)]
-        return torch.tensor(pairs, dtype=torch.float32).view(batch, 2)
+        sizes = torch.tensor(pairs, dtype=torch.float32).view(batch, 2)
+        if not (sizes.isfinite() & (sizes > 0)).all(): raise ValueError("a size that is none")
+        return sizes
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"target_sizes={target_sizes}: want (height, width) of each of {batch} images"
+            f"target_sizes={target_sizes}: want (height, width) of each of {batch} images, numbers over 0"
         ) from error
 
 # %% ../nbs/31_post_processing.ipynb #09b66f33
+def check_numbers(outputs, **thresholds: float) -> None:
+    """`ValueError` for outputs that are not finite, with part and image, and for a threshold that
+    is no number.
+
+    Args:
+        outputs
+        **thresholds (float)
+    """
+    for name, value in thresholds.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or value != value:
+            raise ValueError(f"{name}={value!r}: want a number")
+    for name in ("logits", "pred_boxes", "pred_masks"):
+        part = getattr(outputs, name, None)
+        if part is None or part.isfinite().all(): continue
+        i = int((~part.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise ValueError(f"outputs.{name} of image {i} are not finite: want the outputs of a model that works")
+
 def valid_ratio(
     pixel_mask: Tensor,  # (B, H, W) 1 where the image is real
 ) -> Tensor:             # (B, 2) float32: height, width
@@ -109,6 +128,7 @@ def post_process_object_detection(
     Returns:
         list[dict[str, Tensor]]
     """
+    check_numbers(outputs, threshold=threshold)
     scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)
     boxes = scale_boxes(outputs.pred_boxes, target_sizes, pixel_mask)
     return [
@@ -211,6 +231,7 @@ class ImageOutput(NamedTuple):
             tuple[Tensor, Tensor, Tensor]
         """
         scores, labels = self.logits.float().softmax(-1).max(-1)
+        check_numbers(None, threshold=threshold)
         keep = ((labels < self.logits.shape[-1] - 1) & (scores > threshold)).nonzero()[:, 0]
         return keep, scores[keep], labels[keep]
 
@@ -237,6 +258,7 @@ def split_outputs(
     """
     if compat not in (None, "transformers"):
         raise ValueError(f"compat={compat!r}: want None or 'transformers'")
+    check_numbers(outputs)
     logits, masks = outputs.logits.detach(), outputs.pred_masks.detach()
     real = [None] * len(masks) if pixel_mask is None or compat else pixel_mask
     if not len(logits) == len(masks) == len(real):
@@ -350,6 +372,7 @@ def post_process_panoptic_segmentation(
     """
     merge = merge_as_transformers if compat else merge_masks
     result = []
+    check_numbers(None, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold)
     for output in split_outputs(outputs, target_sizes, pixel_mask, compat):
         keep, scores, labels = output.kept(threshold)
         masks = resize_masks(output.masks[keep].float().sigmoid(), output.size, output.cells)
@@ -440,6 +463,7 @@ def post_process_segmentation(
         list[dict[str, Tensor]]
     """
     result = []
+    check_numbers(None, mask_threshold=mask_threshold)
     for output in split_outputs(outputs, target_sizes, pixel_mask):
         keep, scores, labels = output.kept(threshold)
         probabilities = resize_masks(output.masks[keep].float(), output.size, output.cells).sigmoid()

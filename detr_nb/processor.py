@@ -19,7 +19,7 @@ from torch import Tensor
 from . import post_processing
 from .boxes import box_xyxy_to_cxcywh
 from .config import setting_names
-from .data import detection_target, panoptic_target
+from .data import detection_target, entry_faults, is_number, panoptic_target, raise_faults
 from .files import find_file, orientation, read_json, write_json
 from .transforms import resize, resized_size, to_rgb_tensor
 
@@ -135,19 +135,27 @@ class BatchFeature(dict):
 
     def to(
         self,
-        device,  # or dtype: then only floating point tensors change
+        *places,                # a device, a dtype, or both in any order; a dtype is for floating point tensors
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
     ) -> BatchFeature:
         """The same with every tensor moved, those in labels too.
 
         Args:
-            device: or dtype: then only floating point tensors change
+            *places: a device, a dtype, or both in any order; a dtype is for floating point tensors
+            device (Any)
+            dtype (torch.dtype | None)
+            non_blocking (bool): Defaults to False.
 
         Returns:
             BatchFeature
         """
+        for place in places:
+            if isinstance(place, torch.dtype): dtype = place
+            else: device = place
         return BatchFeature(map_tensors(
-            lambda x: x.to(device) if x.is_floating_point() or not isinstance(device, torch.dtype) else x,
-            self,
+            lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking), self
         ))
 
 # %% ../nbs/32_processor.ipynb #cc3c6371
@@ -184,6 +192,7 @@ def read_annotations(
             raise ValueError(
                 f"annotations[{i}] has {found}: want a dict with {' and '.join(map(repr, FORMATS[format]))} ({format})"
             )
+        raise_faults(entry_faults(annotation, (), f"annotations[{i}]"))
     sizes = [to_rgb_tensor(image, channels_first).shape[-2:] for image in images]
     if format == "coco_panoptic":
         return [
@@ -204,6 +213,28 @@ def read_annotations(
     return targets
 
 # %% ../nbs/32_processor.ipynb #595e3dc5
+def read_channels(
+    name: str,  # of the argument, for messages
+    value: Any, # a number, or one for each channel
+) -> tuple[float, ...]:
+    """Three numbers.
+
+    Args:
+        name (str): of the argument, for messages
+        value (Any): a number, or one for each channel
+
+    Returns:
+        tuple[float, ...]
+
+    Raises:
+        ValueError: names the argument for anything else.
+    """
+    numbers = [value] * 3 if is_number(value) else list(value) if isinstance(value, (list, tuple, np.ndarray)) else []
+    if len(numbers) != 3 or not all(map(is_number, numbers)):
+        raise ValueError(f"{name}={value!r}: want a number, or three of them, one for each channel")
+    return tuple(map(float, numbers))
+
+OLD_NAMES = {"pad_and_return_pixel_mask": "do_pad"}
 LAYOUTS = {"none": None, "channels_first": True, "first": True, "channels_last": False, "last": False}
 
 def read_layout(
@@ -319,8 +350,9 @@ class DetrImageProcessor:
         do_rescale (bool): Defaults to True.
         rescale_factor (float): Defaults to 1 / 255.
         do_normalize (bool): Defaults to True.
-        image_mean (Sequence[float]): Defaults to IMAGENET_MEAN.
-        image_std (Sequence[float]): Defaults to IMAGENET_STD.
+        image_mean (float | Sequence[float]): one number is for all channels. Defaults to
+            IMAGENET_MEAN.
+        image_std (float | Sequence[float]): Defaults to IMAGENET_STD.
         do_convert_annotations (bool | None): boxes as centre and size in 0…1: as do_normalize
         do_pad (bool): Defaults to True.
         pad_size (dict[str, int] | None): height and width of every canvas
@@ -342,8 +374,8 @@ class DetrImageProcessor:
         do_rescale: bool = True,
         rescale_factor: float = 1 / 255,
         do_normalize: bool = True,
-        image_mean: Sequence[float] = IMAGENET_MEAN,
-        image_std: Sequence[float] = IMAGENET_STD,
+        image_mean: float | Sequence[float] = IMAGENET_MEAN,  # one number is for all channels
+        image_std: float | Sequence[float] = IMAGENET_STD,
         do_convert_annotations: bool | None = None,  # boxes as centre and size in 0…1: as do_normalize
         do_pad: bool = True,
         pad_size: dict[str, int] | None = None, # height and width of every canvas
@@ -366,7 +398,12 @@ class DetrImageProcessor:
         self.pad_size = None if pad_size is None else (pad_size["height"], pad_size["width"])
         self.do_resize, self.do_normalize, self.do_pad = do_resize, do_normalize, do_pad
         self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
-        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.image_mean, self.image_std = (
+            read_channels(name, value) for name, value in (("image_mean", image_mean), ("image_std", image_std))
+        )
+        if not is_number(rescale_factor) or rescale_factor <= 0:
+            raise ValueError(f"rescale_factor={rescale_factor!r}: want a number over 0")
+        if 0 in self.image_std: raise ValueError(f"image_std={image_std}: want no 0, it is divided by")
         self.do_convert_annotations = (
             do_normalize if do_convert_annotations is None else do_convert_annotations
         )
@@ -402,12 +439,13 @@ class DetrImageProcessor:
         Returns:
             Self
         """
-        values = {
-            "do_pad" if k == "pad_and_return_pixel_mask" else k: v  # its older name
-            for k, v in values.items()
-            if k not in ("image_processor_type", "feature_extractor_type")
-        }
+        ignored = "image_processor_type", "feature_extractor_type", "use_fast", "device"  # there is one processor
+        values, changes = (
+            {OLD_NAMES.get(k, k): v for k, v in given.items() if k not in ignored} for given in (values, changes)
+        )
         names = setting_names(cls)
+        if unknown := sorted(set(changes) - set(names)):
+            raise TypeError(f"{', '.join(unknown)}: no such setting of {cls.__name__}, nor another argument")
         settings = {k: v for k, v in values.items() if k in names}
         processor = cls(**settings | {k: v for k, v in changes.items() if v is not None})
         processor.extra = {k: v for k, v in values.items() if k not in names}
