@@ -177,6 +177,10 @@ def image_tokens(
     Returns:
         tuple[list[tuple[Tensor, Tensor]], Tokens]
     """
+    channels = getattr(getattr(model, "config", None), "num_channels", pixel_values.shape[1])
+    if pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
+        hint = " (the processor makes three channels of every image)" if channels != 3 else ""
+        raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}: want (B, {channels}, H, W){hint}")
     pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool) if pixel_mask is None else pixel_mask
     features, positions = model.backbone(pixel_values, pixel_mask)
     last, mask = features[-1]

@@ -306,6 +306,8 @@ def as_list_pairs(
         ValueError: where they are not, or where there is no image.
     """
     one = isinstance(images, (Image.Image, np.ndarray, Tensor)) and getattr(images, "ndim", 3) != 4
+    if not one and not isinstance(images, (list, tuple, np.ndarray, Tensor)):
+        raise TypeError(f"images is {type(images).__name__}: want a PIL image, an array, a tensor, or a list of them")
     images = [images] if one else list(images)
     if not images: raise ValueError("images is empty: want at least one image")
     if annotations is None: return images, None
@@ -325,8 +327,15 @@ def warn_of_range(
         pixels (Tensor)
         rescale (bool): what will be done to it
         normalize (bool): what will be done to it
+
+    Raises:
+        ValueError: for numbers that are not finite, and for whole ones out of 0…255.
     """
     if not pixels.numel(): return
+    if pixels.is_floating_point():
+        if not pixels.isfinite().all(): raise ValueError("the image holds NaN or infinity: want finite numbers")
+    elif pixels.dtype != torch.uint8 and rescale and (pixels.min() < 0 or pixels.max() > 255):
+        raise ValueError(f"the image holds whole numbers from {pixels.min()} to {pixels.max()}: want 0 … 255")
     if rescale and pixels.is_floating_point() and 0 < pixels.max() <= 1:
         warnings.warn(
             "an image of floating point numbers in 0…1 is divided by 255: it looks as if it had been rescaled "
