@@ -12,7 +12,7 @@ root = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(root / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-extras = {name: settings[f"{name}_requirements"].split() for name in ("dev", "course", "docs")}
+extras = {name: settings[f"{name}_requirements"].split() for name in ("dev", "course", "data", "docs")}
 readme = root / "README.md"
 license_name = LICENSES[settings["license"]]
 
@@ -45,6 +45,6 @@ setup(
     package_data={"detr_nb": ["assets/**/*", "py.typed"]},
     include_package_data=True,
     install_requires=settings["requirements"].split(),
-    extras_require={**extras, "dev": extras["dev"] + extras["course"]},
+    extras_require={**extras, "dev": extras["dev"] + extras["course"] + extras["data"]},
     entry_points={"console_scripts": [settings["console_scripts"]]},
 )

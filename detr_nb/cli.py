@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 import detr_nb
 
@@ -43,11 +43,14 @@ Model = Annotated[
     str, typer.Option("--model", "-m", help='a folder, a name on the hub, or the embedded "scenes"')
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder for the results")]
+Force = Annotated[bool, typer.Option("--force", help="overwrite files that this command did not write")]
+SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="leave out images whose files are not there")]
 
 # %% auto #0
 __all__ = [
-    "app", "data_app", "TaskOption", "Model", "Out", "Task", "demo", "detect", "train_command",
-    "eval_command", "scenes", "main"
+    "app", "data_app", "TaskOption", "Model", "Out", "Force", "SkipMissing", "Task", "demo",
+    "detect", "train_command", "compare_names", "eval_command", "scenes", "from_table", "convert",
+    "draw_reports", "check_command", "main"
 ]
 
 # %% ../nbs/52_cli.ipynb #2b79e055
@@ -220,11 +223,33 @@ def draw_segments(image, found: Any, title: str = "", ax=None):
     names = {s["category_id"]: s["label"] for s in segments}
     return detr_nb.visualization.show_segments(image, found["segmentation"], labels, names, title, ax)
 
+# %% ../nbs/52_cli.ipynb #a2bebdfd
+MANIFEST = ".detr_nb_files"  # in a folder: names of the files that a command wrote there
+
+def claim(path: Path, force: bool) -> None:
+    """Get ready to write a file.
+
+    Args:
+        path (Path)
+        force (bool)
+
+    Raises:
+        FileExistsError: for one that no command wrote before, unless `force`.
+    """
+    manifest = path.parent / MANIFEST
+    ours = set(manifest.read_text(encoding="utf-8").splitlines()) if manifest.exists() else set()
+    if path.exists() and path.name not in ours and not force:
+        raise FileExistsError(f"{path} exists, and no such command wrote it: choose another place, or pass --force")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.name not in ours:
+        with open(manifest, "a", encoding="utf-8") as file: file.write(f"{path.name}\n")
+
 # %% ../nbs/52_cli.ipynb #89e52d64
 def write_segments(
     found: Any,
     path: Path,  # of the PNG
     task: Task,
+    force: bool = False,  # overwrite what others wrote
 ) -> list[dict]:
     """An image's segments as entries of a results file of COCO's: one with run lengths for each
     object (`instance`); or one for the image, beside a PNG of segment numbers (`panoptic`) or of
@@ -234,6 +259,7 @@ def write_segments(
         found (Any)
         path (Path): of the PNG
         task (Task)
+        force (bool): overwrite what others wrote. Defaults to False.
 
     Returns:
         list[dict]
@@ -246,7 +272,7 @@ def write_segments(
             {"category_id": s["category_id"], "segmentation": rle, "score": s["score"]}
             for s, rle in zip(segments, rles)
         ]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    claim(path, force)
     if task is Task.panoptic:
         path.write_bytes(detr_nb.evaluation.png_bytes(segmentation))
     else:
@@ -261,6 +287,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="of the scenes; no training or choice used this one")] = 2026,
     threshold: Annotated[float, typer.Option(help="only what scores higher is shown")] = 0.85,
     pictures: Annotated[int, typer.Option(min=1, help="scenes to draw")] = 12,
+    force: Force = False,
 ):
     "Draw fresh scenes, find what is on them, and evaluate the embedded model on 500 more."
     import matplotlib
@@ -270,7 +297,7 @@ def demo(
     images = [Image.fromarray(detr_nb.draw_scene(seed, i, "demo").image) for i in range(pictures)]
     found = detect_images(model, processor, images, threshold)
     segments = segment_images(model, processor, images, Task.panoptic, threshold)
-    out.mkdir(parents=True, exist_ok=True)
+    for name in ("detections.png", "panoptic.png", "detections.json"): claim(out / name, force)
     for name, draw, results in (
         ("detections", draw_detections, found), ("panoptic", draw_segments, segments),
     ):
@@ -320,7 +347,7 @@ def find_images(photos: list[str]) -> list[Path]:
     for photo in photos:
         path = Path(photo)
         if path.is_dir():
-            paths += sorted(p for p in path.iterdir() if p.is_file())
+            paths += sorted(p for p in path.iterdir() if p.is_file() and p.name != MANIFEST)
         else:
             matches = [] if path.exists() else [Path(p) for p in sorted(glob.glob(photo))]
             paths += matches or [path]
@@ -333,8 +360,7 @@ def open_image(path: Path):
     Args:
         path (Path)
     """
-    with Image.open(path) as file:
-        return detr_nb.files.to_rgb(detr_nb.files.upright(file))
+    return detr_nb.files.read_image(path)
 
 # %% ../nbs/52_cli.ipynb #7dd6f836
 def drawing_paths(paths: list[Path], out: Path) -> dict[Path, Path]:
@@ -383,7 +409,7 @@ def say(path: Path, image, results: Any, task: Task, as_json: bool) -> None:
         )
 
 # %% ../nbs/52_cli.ipynb #6f515a29
-def save_drawing(image, found, task: Task, path: Path) -> None:
+def save_drawing(image, found, task: Task, path: Path, force: bool = False) -> None:
     """An image with what was found on it, eight inches on its longer side.
 
     Args:
@@ -391,7 +417,9 @@ def save_drawing(image, found, task: Task, path: Path) -> None:
         found
         task (Task)
         path (Path)
+        force (bool): Defaults to False.
     """
+    claim(path, force)
     from matplotlib.figure import Figure
     scale = 8 / max(image.size)
     figure = Figure(figsize=(image.width * scale, image.height * scale), layout="constrained")
@@ -400,7 +428,9 @@ def save_drawing(image, found, task: Task, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def save_results(images: list[dict], annotations: list[dict], config, task: Task, out: Any) -> None:
+def save_results(
+    images: list[dict], annotations: list[dict], config, task: Task, out: Any, force: bool = False
+) -> None:
     """COCO's file of results: a list for masks of objects; images, annotations and categories for
     maps.
 
@@ -410,7 +440,9 @@ def save_results(images: list[dict], annotations: list[dict], config, task: Task
         config
         task (Task)
         out (Any)
+        force (bool): Defaults to False.
     """
+    claim(out / f"{task.value}.json", force)
     if task is Task.instance: return detr_nb.files.write_json(annotations, out / "instance.json")
     stuff = stuff_ids(config)
     categories = [
@@ -426,15 +458,19 @@ def save_results(images: list[dict], annotations: list[dict], config, task: Task
 @app.command()
 def detect(
     photos: Annotated[list[str], typer.Argument(help="images, folders or globs")],
-    model: Model = "scenes",
+    model: Annotated[str | None, typer.Option("--model", "-m", help='a folder, a name on the hub, or "scenes"')] = None,
     task: TaskOption = Task.detection,
     threshold: Annotated[float, typer.Option(help="only what scores higher is kept")] = 0.7,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for drawings and segments")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object for each image")] = False,
+    force: Force = False,
 ):
     """Find objects in images. A file that is not an image is named on stderr, the others go on; the
     exit code is then 1."""
     from tqdm.auto import tqdm
+    if model is None:
+        print("no --model was given: the embedded one knows drawn scenes, not photographs", file=sys.stderr)
+        model = "scenes"
     network, processor = load_model(model, task)
     find = detect_images if task is Task.detection else partial(segment_images, task=task)
     failed = False
@@ -448,22 +484,22 @@ def detect(
     for path in tqdm(paths, desc="detect", leave=False, disable=len(paths) < 4):
         try:
             image = open_image(path)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             print(f"{path}: not an image that can be read ({error})", file=sys.stderr)
             failed = True
             continue
         found: Any = find(network, processor, [image], threshold=threshold)[0]
         say(path, image, found if task is Task.detection else found["segments_info"], task, as_json)
         if not out: continue
-        save_drawing(image, found, task, drawings[path])
+        save_drawing(image, found, task, drawings[path], force)
         if task is Task.detection: continue
         images.append(
             {"id": len(images) + 1, "file_name": path.name, "width": image.width, "height": image.height}
         )
-        written = write_segments(found, out / task.value / drawings[path].name, task)
+        written = write_segments(found, out / task.value / drawings[path].name, task, force)
         annotations += [{"image_id": len(images)} | a for a in written]
     if images:
-        save_results(images, annotations, network.config, task, out)
+        save_results(images, annotations, network.config, task, out, force)
     if failed: raise typer.Exit(1)
 
 # %% ../nbs/52_cli.ipynb #9fa63224
@@ -490,11 +526,14 @@ def choose_recipe(
         raise typer.BadParameter(f"{preset!r}: want one of {', '.join(presets)}", param_hint="--preset")
     if steps is not None and epochs is not None:
         raise typer.BadParameter("give one of --steps and --epochs", param_hint="--steps")
+    usual = detr_nb.RECIPES[f"{preset} masks" if frozen else preset]
     given["query_groups"] = 1 if masks else None
+    if steps is not None and given.get("evaluations") is None:
+        given["evaluations"] = min(usual.evaluations, max(1, steps // 100))  # a short run has few
     given = {name: value for name, value in (given | {"epochs": epochs}).items() if value is not None}
     if steps is not None or epochs is not None:
         given |= {"steps": steps, "stop": None}
-    return replace(detr_nb.RECIPES[f"{preset} masks" if frozen else preset], **given)
+    return replace(usual, **given)
 
 # %% ../nbs/52_cli.ipynb #c23af9b3
 @app.command(name="train")
@@ -515,6 +554,15 @@ def train_command(
     seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
     workers: Annotated[int, typer.Option(help="processes that prepare images")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")] = False,
+    image_size: Annotated[int | None, typer.Option(min=16, help="shortest edge of the images in pixels")] = None,
+    queries: Annotated[int | None, typer.Option(min=1, help="more than there are objects in an image")] = None,
+    augment: Annotated[bool | None, typer.Option(help="flip, random size, random crop")] = None,
+    ema: Annotated[float | None, typer.Option(help="decay of the average of the weights; 0: none")] = None,
+    evaluations: Annotated[int | None, typer.Option(min=1, help="how many on the val split, evenly spaced")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="stop after so many without a better AP")] = None,
+    backbone_lr: Annotated[float | None, typer.Option(help="learning rate of the backbone")] = None,
+    freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="the backbone stays as it is")] = False,
+    skip_missing: SkipMissing = False,
 ):
     """Train a detector, or masks, on a COCO folder. Run it under `torchrun` or `accelerate launch`
     for several processes."""
@@ -524,31 +572,58 @@ def train_command(
         )
     masks = masks or bool(frozen_detector)
     recipe = choose_recipe(
-        preset, masks, bool(frozen_detector), steps, epochs, batch_size=batch_size, lr=lr, seed=seed
+        preset, masks, bool(frozen_detector), steps, epochs, batch_size=batch_size, lr=lr, seed=seed, augment=augment,
+        ema=ema, evaluations=evaluations, patience=patience, backbone_lr=backbone_lr,
     )
-    dataset = detr_nb.own_data.open_split(data, "train", panoptic)
+    dataset = detr_nb.own_data.open_split(data, "train", panoptic, skip_missing)
+    if dataset.id2label != detr_nb.SceneDetection.id2label: recipe = replace(recipe, ema_warmup=True)
     try:
-        val = detr_nb.own_data.open_split(data, "val", panoptic)
+        val = detr_nb.own_data.open_split(data, "val", panoptic, skip_missing)
     except FileNotFoundError as error:
         val = None
         typer.echo(f"{error}; training goes unwatched", err=True)
+    network: Any
     network, processor = detr_nb.own_data.start_training(
-        dataset, frozen_detector or model, preset, backbone, pretrained, masks, bool(frozen_detector)
+        dataset, frozen_detector or model, preset, backbone, pretrained, masks, bool(frozen_detector), queries,
+        image_size,
     )
+    if freeze_backbone: (network.detr if masks else network).freeze_backbone()
     if frozen_detector:
         network.freeze_detector()
     typer.echo(f"trained model: {detr_nb.train(network, dataset, out, recipe, processor, val, resume, workers)}")
 
 # %% ../nbs/52_cli.ipynb #42fd44f1
+def compare_names(of_model: dict[int, str], of_data: dict[int, str]) -> None:
+    """`ValueError` lists the categories that a model and a dataset name differently.
+
+    Args:
+        of_model (dict[int, str])
+        of_data (dict[int, str])
+    """
+    other = [
+        f"{i}: {of_model.get(i)!r} in the model, {name!r} in the data"
+        for i, name in of_data.items() if str(of_model.get(i)).lower() != str(name).lower()
+    ]
+    if other:
+        raise ValueError(
+            f"{len(other)} of {len(of_data)} categories have other names: {detr_nb.data.first_three(other)}. "
+            "--allow-other-names goes on"
+        )
+
 @app.command(name="eval")
 def eval_command(
     data: Annotated[Path, typer.Option(help="COCO folder")],
     split: Annotated[str, typer.Option(help="which part of the folder")] = "val",
-    model: Model = "scenes",
+    model: Annotated[str | None, typer.Option("--model", "-m", help='a folder, a name on the hub, or "scenes"')] = None,
     task: TaskOption = Task.detection,
     batch_size: Annotated[int, typer.Option(help="images at a time")] = 16,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the numbers here too")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for panoptic segments")] = Path("panoptic_eval"),
+    allow_other_names: Annotated[
+        bool, typer.Option("--allow-other-names", help="go on although model and data name their classes differently")
+    ] = False,
+    skip_missing: SkipMissing = False,
+    force: Force = False,
 ):
     """COCO's numbers of a model on a split: for all classes and, where the data tells them apart,
     for things (and stuff)."""
@@ -556,9 +631,14 @@ def eval_command(
         raise typer.BadParameter(
             "semantic maps have no COCO number; want detection, instance or panoptic", param_hint="--task"
         )
-    network, processor = load_model(model, task)
-    dataset = detr_nb.own_data.open_split(data, split, task is Task.panoptic)
+    dataset = detr_nb.own_data.open_split(data, split, task is Task.panoptic, skip_missing)
+    if model is None and dataset.id2label != detr_nb.SceneDetection.id2label:
+        raise typer.BadParameter("want the model to evaluate; the embedded one knows scenes only", param_hint="--model")
+    network, processor = load_model(model or "scenes", task)
     detr_nb.config.check_categories(network.config, dataset.id2label)
+    if not allow_other_names: compare_names(network.config.id2label, dataset.id2label)
+    if json_file: claim(json_file, force)
+    if task is Task.panoptic and out.is_dir() and any(out.iterdir()): claim(out / "predictions.json", force)
     if task is Task.panoptic:
         tables = detr_nb.evaluation.evaluate_panoptic(network, dataset, processor, out, batch_size=batch_size)
         typer.echo(detr_nb.evaluation.format_qualities(tables))
@@ -583,6 +663,91 @@ def scenes(
     "Write scenes as a COCO folder, with detection and panoptic annotations."
     detr_nb.make_scenes(folder, train, val, seed, processes)
     typer.echo(f"{folder}: {train} training and {val} validation scenes, seed {seed}")
+
+# %% ../nbs/52_cli.ipynb #32ff31de
+@data_app.command(name="from-table")
+def from_table(
+    table: Annotated[Path, typer.Argument(help="CSV with the columns file, label, x0, y0, x1, y1 (pixels)")],
+    data: Annotated[Path, typer.Option(help="COCO folder: the images lie in DATA/SPLIT")],
+    split: Annotated[str, typer.Option(help="train or val")] = "train",
+    labels: Annotated[str | None, typer.Option(help="names in order, with commas; else those of the table")] = None,
+    skip_missing: SkipMissing = False,
+):
+    "Write a table of boxes as COCO annotations."
+    rows = detr_nb.own_data.read_table(table)
+    known = sorted({label for boxes in rows.values() for label, *_ in boxes})
+    other = sorted(data.glob("annotations/instances_*.json"))
+    if not labels and other:  # the same numbers in all splits
+        categories = detr_nb.files.read_json(other[0])["categories"]
+        known = [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+    names = [name.strip() for name in labels.split(",")] if labels else known
+    path = detr_nb.own_data.write_coco(data, split, rows, names, skip_missing)
+    typer.echo(f"{path}: {len(rows)} images, {sum(map(len, rows.values()))} boxes, {', '.join(names)}")
+
+@data_app.command()
+def convert(
+    data: Annotated[Path, typer.Argument(help="COCO folder that is written")],
+    format: Annotated[str, typer.Option("--format", "-f", help="voc or yolo")],
+    images: Annotated[Path, typer.Option(help="folder of the images")],
+    labels: Annotated[Path, typer.Option(help="folder of VOC's XML or YOLO's text files")],
+    split: Annotated[str, typer.Option(help="train or val")] = "train",
+    names: Annotated[Path | None, typer.Option(help="YOLO's data.yaml")] = None,
+):
+    "Turn a VOC or YOLO dataset into a split of a COCO folder. The images are copied."
+    path = detr_nb.own_data.convert_dataset(images, labels, data, split, format, names)
+    dataset = detr_nb.own_data.open_split(data, split)
+    typer.echo(f"{path}: {len(dataset)} images, {len(dataset.coco.anns)} boxes, {', '.join(dataset.id2label.values())}")
+
+def draw_reports(reports: list[dict], path: Path) -> None:
+    """A figure of the classes and of the sizes of all splits.
+
+    Args:
+        reports (list[dict])
+        path (Path)
+    """
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, report in enumerate(reports):
+        counts = list(report["classes"].values())
+        left.barh([k + 0.4 * i for k in range(len(counts))], counts, height=0.35, label=report["split"])
+        right.hist(report["sides"], bins=30, histtype="step", density=True, label=report["split"])
+    left.set(yticks=range(len(reports[0]["classes"])), yticklabels=list(reports[0]["classes"]), xlabel="objects")
+    right.set(xlabel="root of the area, pixels", ylabel="share of the objects")
+    for ax in (left, right): ax.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+@data_app.command(name="check")
+def check_command(
+    data: Annotated[Path, typer.Argument(help="COCO folder")],
+    queries: Annotated[int, typer.Option(min=1, help="of the model that will learn from it")] = 100,
+    panoptic: Annotated[bool, typer.Option("--panoptic", help="its panoptic annotations")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the report here too")] = None,
+    figure: Annotated[Path | None, typer.Option(help="write a figure of classes and sizes here")] = None,
+    force: Force = False,
+):
+    "Say what is in a COCO folder, and what is wrong with it: every entry, every image. The exit code is 1 for a fault."
+    reports = []
+    for split in detr_nb.own_data.SPLITS:
+        try: detr_nb.own_data.find_split(data, split, "panoptic" if panoptic else "instances")
+        except FileNotFoundError as error:
+            typer.echo(f"{error}", err=True)
+            continue
+        reports.append(detr_nb.own_data.check_split(data, split, panoptic, queries))
+    if not reports: raise FileNotFoundError(f"{data}: neither a train nor a val split")
+    whole = [report for report in reports if "hashes" in report]
+    if len(whole) == 2:
+        both = whole[0]["hashes"].keys() & whole[1]["hashes"].keys()
+        leaks = [f"{whole[0]['hashes'][key]} and {whole[1]['hashes'][key]}" for key in sorted(both)]
+        if leaks: whole[1]["faults"]["in both splits"] = leaks
+    for report in reports: typer.echo(detr_nb.own_data.format_report(report) + "\n")
+    for path in (json_file, figure):
+        if path: claim(path, force)
+    if json_file:
+        kept = [{k: v for k, v in report.items() if k not in ("sides", "hashes")} for report in reports]
+        detr_nb.files.write_json({"splits": kept}, json_file)
+    if figure and whole: draw_reports(whole, figure)
+    if any(report["faults"] for report in reports): raise typer.Exit(1)
 
 # %% ../nbs/52_cli.ipynb #8014c7ed
 def main() -> None:

@@ -27,7 +27,7 @@ from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
 
 # %% auto #0
 __all__ = [
-    "PANOPTIC_KEYS", "clip_boxes", "detection_target", "read_counts", "mask_faults",
+    "PANOPTIC_KEYS", "clip_boxes", "detection_target", "read_counts", "as_counts", "mask_faults",
     "annotation_mask", "coco_index", "coco_mask_faults", "CocoDetection", "SceneDetection",
     "rgb_to_id", "id_to_rgb", "read_panoptic", "panoptic_target", "read_panoptic_file",
     "CocoPanoptic"
@@ -49,7 +49,7 @@ def is_whole(value: Any, least: int = 0, most: int = MAX_ID) -> bool:
     Returns:
         bool
     """
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(least <= value <= most)
 
 def is_number(value: Any, least: float = -MAX_PIXEL, most: float = MAX_PIXEL) -> bool:
     """Whether a value is a number in a range; NaN is in none.
@@ -74,8 +74,9 @@ def is_box(value: Any) -> bool:
     Returns:
         bool
     """
-    four = isinstance(value, (list, tuple, np.ndarray, Tensor)) and len(value) == 4
-    return four and all(map(is_number, value := list(value))) and min(value[2:]) >= 0
+    if isinstance(value, (np.ndarray, Tensor)): value = value.tolist()
+    four = isinstance(value, (list, tuple)) and len(value) == 4
+    return four and all(map(is_number, value)) and min(value[2:]) >= 0
 
 def is_inside(value: Any) -> bool:
     """Whether a value is the name of a file that lies within the folder it is looked for in.
@@ -278,6 +279,22 @@ def read_counts(
     if shift: raise ValueError("an end in the middle of a number")
     return counts
 
+def as_counts(counts: Any) -> list[int]:
+    """Run lengths as numbers, compressed or not.
+
+    Args:
+        counts (Any)
+
+    Returns:
+        list[int]
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(counts, (str, bytes)): return read_counts(counts)
+    if not isinstance(counts, list) or not all(map(is_whole, counts)): raise ValueError(f"counts {shorten(counts)}")
+    return counts
+
 def mask_faults(
     annotation: Mapping,
     height: int, width: int,  # of the image
@@ -296,14 +313,12 @@ def mask_faults(
     """
     shape, wanted = annotation.get("segmentation"), ""
     if isinstance(shape, Mapping):
-        counts = shape.get("counts")
-        try: counts = read_counts(counts) if isinstance(counts, (str, bytes)) else counts
+        total = -1
+        try: total = sum(as_counts(shape.get("counts")))
         except ValueError as error: wanted = f"whole run lengths, not {error}"
         if list(shape.get("size") or ()) != [height, width]:
             wanted = f"run lengths for size [{height}, {width}], height and width of the image"
-        elif not wanted and (not isinstance(counts, list) or not all(map(is_whole, counts))):
-            wanted = "counts: a list of whole numbers, or its compressed text"
-        elif not wanted and sum(counts) != height * width:
+        elif not wanted and total != height * width:
             wanted = f"counts of at least 0 whose sum is {height * width}, the pixels of the image"
     elif not isinstance(shape, list) or not shape:
         wanted = "polygons or run lengths"
@@ -404,7 +419,7 @@ def file_faults(
         Iterator[Fault]
     """
     fields = {k: v for k, v in FIELDS.items() if not outside or k != "file_name"}
-    lists = {name: data.get(name) for name in wanted}
+    lists: dict[str, Any] = {name: data.get(name) for name in wanted}
     for name, entries in lists.items():
         if name not in data: yield name, f"no {name!r}; it has {sorted(map(str, data))}"
         elif not isinstance(entries, list): yield name, f"{name} is {type(entries).__name__}: want a list"

@@ -86,7 +86,7 @@ def read_json(
         ValueError: names the file if it holds anything else.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some programs begin with a mark
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -246,10 +246,10 @@ def read_image(
             info = {"stored": file.size, "upright": upright_size(file), "orientation": orientation(file)}
             image = convert(file if size is not None and info["upright"] != size == file.size else upright(file))
     except FileNotFoundError: raise
-    except (OSError, SyntaxError) as error:
-        raise OSError(f"{path}: not a whole image ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # a broken header or EXIF block may raise anything
+        raise OSError(f"{path}: not a whole image ({error})") from error
     image.info.clear()  # or its EXIF would turn it a second time
     image.info.update(info)
     return image

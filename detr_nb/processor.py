@@ -290,13 +290,13 @@ def convert_batch(
 
 # %% ../nbs/32_processor.ipynb #6ef156a1
 def as_list_pairs(
-    images,       # one image or many: PIL, numpy or torch
+    images: Any,  # one image or many: PIL, numpy or torch
     annotations,  # one dict, a list of them, or None
 ) -> tuple[list, list | None]:
     """Images and their annotations as lists of the same length.
 
     Args:
-        images: one image or many: PIL, numpy or torch
+        images (Any): one image or many: PIL, numpy or torch
         annotations: one dict, a list of them, or None
 
     Returns:

@@ -415,15 +415,15 @@ class TrainingImages(Dataset):
         return self.processor.encode(image, target)
 
 # %% ../nbs/41_training.ipynb #a2b3b4b9
-def average_weights(recipe: Recipe, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+def average_weights(recipe: Recipe, averages: Any, weights: Any, count: Tensor | int) -> None:
     """Move the averages towards the weights, in place. At first they forget faster, so that they do
     not keep the start.
 
     Args:
         recipe (Recipe)
-        averages (list[Tensor])
-        weights (list[Tensor])
-        count (Tensor)
+        averages (Any)
+        weights (Any)
+        count (Tensor | int)
     """
     from torch.optim.swa_utils import get_ema_multi_avg_fn
     decay = min(recipe.ema, (1 + int(count)) / (10 + int(count))) if recipe.ema_warmup else recipe.ema
@@ -491,9 +491,8 @@ class TrainState:
         self.detector, self.recipe, self.step, self.path = detector, recipe, 0, path
         self.learner: Any = as_learner(detector, recipe).to(device, memory_format=torch.channels_last)
         self.optimizer, self.schedule = make_optimizer(self.learner, recipe, steps)
-        self.average = (
-            AveragedModel(detector, multi_avg_fn=functools.partial(average_weights, recipe)) if recipe.ema else None
-        )
+        move: Any = functools.partial(average_weights, recipe)
+        self.average = AveragedModel(detector, multi_avg_fn=move) if recipe.ema else None
         self.run: dict[str, Any] = {}              # what the run works on, see `describe_run`
         self.best: float | None = None             # the highest AP or PQ so far …
         self.since = 0                             # … and how many evaluations ago that was
