@@ -329,7 +329,7 @@ def test_crowds_and_empty_images():
 
 @pytest.mark.parametrize("segmentation, message", [
     (None, "want polygons or run lengths"), ([], "want polygons or run lengths"), ([[1, 2]], "at least three corners"),
-    ([[1, 2, 3, 4]], "at least three corners"), ([[1, 2, 3, 4, 5, 6, 7]], "at least three corners"), ({"size": [5, 5], "counts": [25]}, r"for size \[20, 30\]"), ({"size": [20, 30]}, "counts: a list"),
+    ([[1, 2, 3, 4]], "at least three corners"), ([[1, 2, 3, 4, 5, 6, 7]], "at least three corners"), ({"size": [5, 5], "counts": [25]}, r"for size \[20, 30\]"), ({"size": [20, 30]}, "want whole run lengths, not counts None"),
 ], ids=str)
 def test_segmentation_that_is_none(segmentation, message):
     with pytest.raises(ValueError, match=f"image 7: annotation 3.*{message}"):

@@ -206,11 +206,12 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "boxes are written as corners", "own_data", "table_is_written_as_coco_has_it",
-        "box = [x0, y0, x1 - x0, y1 - y0]", "box = [x0, y0, x1, y1]",
+        '"bbox": [x0, y0, x1 - x0, y1 - y0]', '"bbox": [x0, y0, x1, y1]',
     ),
     (
-        "width and height change places", "own_data", "table_is_written_as_coco_has_it", "width, height = stored if",
-        "height, width = stored if",
+        "width and height change places", "own_data", "table_is_written_as_coco_has_it",
+        "width, height = sizes[name] = stored if",
+        "height, width = sizes[name] = stored if",
     ),
     (
         "images without objects are lost", "own_data", "table_is_written_as_coco_has_it",
@@ -221,12 +222,12 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "x and y of the table change places",
         "own_data",
         "table_comes_back_as_boxes",
-        "for name in COLUMNS[2:])\n            except",
-        'for name in ("y0", "x0", "y1", "x1"))\n            except',
+        "float(row[name]) for name in COLUMNS[2:])",
+        'float(row[name]) for name in ("y0", "x0", "y1", "x1"))',
     ),
     (
-        "boxes belong to the image before", "own_data", "table_comes_back_as_boxes", '"image_id": len(images)',
-        '"image_id": len(images) - 1',
+        "boxes belong to the image before", "own_data", "table_comes_back_as_boxes",
+        "rows = [(image[\"id\"], *row)", "rows = [(image[\"id\"] - 1, *row)",
     ),
     (
         "names belong to the category before", "own_data", "table_comes_back_as_boxes",
@@ -234,11 +235,11 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "folders called 2017 are not found", "own_data", "folders_of_coco_are_found",
-        'for name in (split, f"{split}2017"):', "for name in (split,):",
+        'for name in SPLITS.get(split, (split,)):', "for name in (split,):",
     ),
     (
         "PNGs among the annotations are not found", "own_data", "folders_of_coco_are_found",
-        "next((f for f in folders if f.is_dir()), folders[0])", "folders[0]",
+        "next((folder for folder in folders if folder.is_dir()), folders[0])", "folders[0]",
     ),
     ("things are called stuff", "own_data", "stuff_is_what_is_no_thing", 'if not c["isthing"]]', 'if c["isthing"]]'),
     (
@@ -264,7 +265,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "new classes begin with random numbers", "own_data", "own_classes_begin_with_what_the_checkpoint_knows",
-        "    if resized:", "    if not network:",
+        "    if renamed: init", "    if not network: init",
     ),
     (
         "a frozen detector gets other classes", "own_data", "frozen_detector_keeps_its_classes",
