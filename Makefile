@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test lab course weights experiments export chapters docs browser bench lint clean
+.PHONY: demo test lab course weights experiments export chapters docs browser bench soak lint clean
 
 demo: .venv/installed
 	$(BIN)/detr-nb demo
@@ -33,6 +33,9 @@ docs: .venv/docs  ## the website, in _docs/site
 
 browser: docs  ## every link of the website, every page in Chromium
 	$(BIN)/python -m pytest browser -v
+
+soak: .venv/dev  ## 20,000 generated cases of what users hand to the library
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py
 
 bench: .venv/dev  ## ratios against transformers
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py

@@ -243,6 +243,9 @@ def apply_changes(
     Returns:
         dict[str, Any]
     """
+    for source in (values, changes):
+        if not isinstance(named := source.get("id2label") or {}, dict):
+            raise ValueError(f"id2label={named!r}: want a dictionary from category ids to names")
     old = values.get("id2label") or {}
     new = {str(i): name for i, name in (changes.get("id2label") or {}).items()}
     other_number = changes.get("num_labels") not in (None, len(old))
