@@ -335,6 +335,13 @@ def open_checkpoint(
         raise ValueError(
             f"{name}: a bare weights file does not say what network it is; pass config=DetrConfig(…)"
         )
+    folder = Path(name)
+    if config is None and folder.is_dir() and not (folder / "config.json").exists():
+        if any((folder / file).exists() for file in WEIGHT_FILES):
+            raise FileNotFoundError(
+                f"{folder} has weights and no config.json (transformers' Trainer writes none for a model that is not "
+                "its own): pass config=model.config"
+            )
     config = (
         config_class.from_pretrained(name, **hub, **changes) if config is None
         else type(config).from_dict(config.to_dict(), **changes)
@@ -348,6 +355,7 @@ class Pretrained(nn.Module):
     config: DetrConfig
     config_class: type[DetrConfig] = DetrConfig  # a subclass's own, where its config has further settings
     optional_parts: tuple[str, ...] = ()         # beginnings of names that a checkpoint may lack
+    main_input_name = "pixel_values"             # where training tools look for the batch
 
     @classmethod
     def from_pretrained(
@@ -403,6 +411,11 @@ class Pretrained(nn.Module):
         self,
         folder: str | os.PathLike,
         dtype: torch.dtype | None = None,  # of the stored floating point numbers: as they are
+        *,
+        is_main_process: bool = True,      # others write nothing
+        safe_serialization: bool = True,   # the only way: pickled weights are not written
+        push_to_hub: bool = False,         # not here: the folder is uploaded with huggingface_hub
+        **ignored,                         # what training tools pass besides: save_function, state_dict …
     ) -> None:
         """Write `config.json` and `model.safetensors` in the hub's layout; transformers opens them
         and gives the same numbers.
@@ -410,7 +423,18 @@ class Pretrained(nn.Module):
         Args:
             folder (str | os.PathLike)
             dtype (torch.dtype | None): of the stored floating point numbers: as they are
+            is_main_process (bool): others write nothing. Defaults to True.
+            safe_serialization (bool): the only way: pickled weights are not written. Defaults to
+                True.
+            push_to_hub (bool): not here: the folder is uploaded with huggingface_hub. Defaults to
+                False.
+            **ignored: what training tools pass besides: save_function, state_dict …
         """
+        if not safe_serialization: raise ValueError("safe_serialization=False: want True, weights are not pickled here")
+        if push_to_hub: raise ValueError("push_to_hub=True: want False; upload the folder with huggingface_hub")
+        if unknown := set(ignored) - {"save_function", "state_dict", "max_shard_size", "variant", "token"}:
+            raise TypeError(f"save_pretrained has no argument {sorted(unknown)[0]!r}")
+        if not is_main_process: return
         bad = [name for name, value in self.state_dict().items() if not value.isfinite().all()]
         if bad: raise ValueError(f"{len(bad)} tensors are not finite and are not saved, the first is {bad[0]}")
         Path(folder).mkdir(parents=True, exist_ok=True)

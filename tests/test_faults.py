@@ -262,7 +262,8 @@ def test_row_12_a_folder_belongs_to_one_training(tmp_path):
 
 
 def test_row_13_a_resume_names_what_differs(tmp_path):
-    def state(recipe=Recipe(steps=10, batch_size=2), queries=5, images=4):
+    def state(recipe=None, queries=5, images=4):
+        recipe = recipe or Recipe(steps=10, batch_size=2)
         model = DetrForObjectDetection(DetrConfig(**TINY | {"num_queries": queries}, id2label={0: "N/A"} | SceneDetection.id2label))
         result = TrainState(model, recipe, 10)
         result.run = describe_run(model, SceneDetection(images, seed=0))
@@ -620,3 +621,18 @@ def test_from_table_keeps_the_numbers_of_the_classes(tmp_path):
         done = run("data", "from-table", tmp_path / f"{split}.csv", "--data", tmp_path, "--split", split)
         assert done.returncode == 0, done.stderr
     assert open_split(tmp_path, "train").id2label == open_split(tmp_path, "val").id2label == {1: "cat", 2: "dog"}
+
+
+def test_row_29_saving_as_training_tools_do(tmp_path):
+    model = DetrForObjectDetection(DetrConfig(**TINY)).eval()
+    assert model.main_input_name == "pixel_values"
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert not (tmp_path / "other").exists()
+    model.save_pretrained(tmp_path / "main", is_main_process=True, save_function=torch.save, state_dict=None)
+    (tmp_path / "main" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="weights and no config.json.*pass config"): DetrForObjectDetection.from_pretrained(tmp_path / "main")
+    again = DetrForObjectDetection.from_pretrained(tmp_path / "main", config=model.config)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
+    for arguments in ({"push_to_hub": True}, {"safe_serialization": False}):
+        with pytest.raises(ValueError, match=next(iter(arguments))): model.save_pretrained(tmp_path / "x", **arguments)
+    with pytest.raises(TypeError, match="no_such"): model.save_pretrained(tmp_path / "x", no_such=1)
