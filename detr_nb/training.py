@@ -458,7 +458,8 @@ def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path:
         path (Path)
     """
     old, new = ({"ema_warmup": False, "patience": None} | old_recipe | old_run), recipe | run
-    names = [name for name in new if name in old and old[name] != new[name] and name != "patience"]
+    free = {"patience"} | ({"ema_warmup"} if not recipe["ema"] else set())
+    names = [name for name in new if name in old and old[name] != new[name] and name not in free]
     if not names: return
     changed = "; ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in names[:5])
     longer = {"steps", "epochs", "stop"} & set(names)
@@ -636,11 +637,15 @@ def find_checkpoint(
         FileNotFoundError: for one to be resumed that does not exist.
     """
     path = out / "checkpoint.pt"
-    if there := [found for found in (path, out / "log.csv", out / "model") if found.exists() and not resume]:
+    there = [found for found in (path, out / "model", out / "log.csv") if found.exists()]
+    interrupted = there == [out / "log.csv"] and (out / ".lock").exists()  # a training before its first checkpoint
+    if there and not resume and not interrupted:
         raise FileExistsError(
             f"{there[0]} exists: pass resume=True (--resume) to go on, or choose another folder"
         )
-    if resume and not path.exists(): raise FileNotFoundError(f"{path}: no checkpoint to resume from")
+    if resume and not path.exists():
+        hint = ": this run ended before its first; start it again without resume" if interrupted else ""
+        raise FileNotFoundError(f"{path}: no checkpoint to resume from{hint}")
     return path
 
 @contextmanager

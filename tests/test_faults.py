@@ -243,6 +243,14 @@ def test_row_11_a_training_takes_no_folder_of_another(tmp_path, there):
     assert (tmp_path / there).read_text() == "mine"
 
 
+def test_row_11_an_interrupted_start_begins_again(tmp_path):
+    from detr_nb.training import find_checkpoint
+    (tmp_path / "log.csv").write_text("step\n1\n")
+    (tmp_path / ".lock").touch()
+    assert find_checkpoint(tmp_path, resume=False) == tmp_path / "checkpoint.pt"
+    with pytest.raises(FileNotFoundError, match="ended before its first; start it again without resume"): find_checkpoint(tmp_path, resume=True)
+
+
 def test_row_11_a_link_of_the_temporary_name_leads_nowhere(tmp_path):
     (tmp_path / "victim").write_text("mine")
     with atomic(tmp_path / "a.json") as part:
