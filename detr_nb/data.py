@@ -155,9 +155,8 @@ def entry_faults(
         return
     for key in keys:
         if key not in entry: yield key, f"{place} has no {key!r}; it has {sorted(map(str, entry))}"
-    for key in fields.keys() & entry.keys():
-        wanted, fits = fields[key]
-        if not fits(entry[key]): yield key, f"{place} has {key}={shorten(entry[key])}: want {wanted}"
+    for key, (wanted, fits) in fields.items():
+        if key in entry and not fits(entry[key]): yield key, f"{place} has {key}={shorten(entry[key])}: want {wanted}"
 
 def raise_faults(
     faults: Iterable[Fault],
