@@ -49,8 +49,8 @@ SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="leave out ima
 # %% auto #0
 __all__ = [
     "app", "data_app", "TaskOption", "Model", "Out", "Force", "SkipMissing", "Task", "demo",
-    "detect", "train_command", "compare_names", "eval_command", "scenes", "from_table", "convert",
-    "draw_reports", "check_command", "main"
+    "detect", "train_command", "eval_command", "scenes", "from_table", "convert", "check_command",
+    "main"
 ]
 
 # %% ../nbs/52_cli.ipynb #2b79e055
@@ -592,7 +592,7 @@ def train_command(
         network.freeze_detector()
     typer.echo(f"trained model: {detr_nb.train(network, dataset, out, recipe, processor, val, resume, workers)}")
 
-# %% ../nbs/52_cli.ipynb #42fd44f1
+# %% ../nbs/52_cli.ipynb #3a6a4160
 def compare_names(of_model: dict[int, str], of_data: dict[int, str]) -> None:
     """`ValueError` lists the categories that a model and a dataset name differently.
 
@@ -610,6 +610,7 @@ def compare_names(of_model: dict[int, str], of_data: dict[int, str]) -> None:
             "--allow-other-names goes on"
         )
 
+# %% ../nbs/52_cli.ipynb #42fd44f1
 @app.command(name="eval")
 def eval_command(
     data: Annotated[Path, typer.Option(help="COCO folder")],
@@ -638,7 +639,10 @@ def eval_command(
     detr_nb.config.check_categories(network.config, dataset.id2label)
     if not allow_other_names: compare_names(network.config.id2label, dataset.id2label)
     if json_file: claim(json_file, force)
-    if task is Task.panoptic and out.is_dir() and any(out.iterdir()): claim(out / "predictions.json", force)
+    if task is Task.panoptic:
+        if not force and out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists():
+            raise FileExistsError(f"{out} holds files that no such command wrote: choose another, or pass --force")
+        claim(out / "predictions.json", force)
     if task is Task.panoptic:
         tables = detr_nb.evaluation.evaluate_panoptic(network, dataset, processor, out, batch_size=batch_size)
         typer.echo(detr_nb.evaluation.format_qualities(tables))
@@ -663,6 +667,26 @@ def scenes(
     "Write scenes as a COCO folder, with detection and panoptic annotations."
     detr_nb.make_scenes(folder, train, val, seed, processes)
     typer.echo(f"{folder}: {train} training and {val} validation scenes, seed {seed}")
+
+# %% ../nbs/52_cli.ipynb #c15b14d5
+def draw_reports(reports: list[dict], path: Path) -> None:
+    """A figure of the classes and of the sizes of all splits.
+
+    Args:
+        reports (list[dict])
+        path (Path)
+    """
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, report in enumerate(reports):
+        counts = list(report["classes"].values())
+        left.barh([k + 0.4 * i for k in range(len(counts))], counts, height=0.35, label=report["split"])
+        right.hist(report["sides"], bins=30, histtype="step", density=True, label=report["split"])
+    left.set(yticks=range(len(reports[0]["classes"])), yticklabels=list(reports[0]["classes"]), xlabel="objects")
+    right.set(xlabel="root of the area, pixels", ylabel="share of the objects")
+    for ax in (left, right): ax.legend(frameon=False)
+    figure.savefig(path, dpi=110)
 
 # %% ../nbs/52_cli.ipynb #32ff31de
 @data_app.command(name="from-table")
@@ -697,25 +721,6 @@ def convert(
     path = detr_nb.own_data.convert_dataset(images, labels, data, split, format, names)
     dataset = detr_nb.own_data.open_split(data, split)
     typer.echo(f"{path}: {len(dataset)} images, {len(dataset.coco.anns)} boxes, {', '.join(dataset.id2label.values())}")
-
-def draw_reports(reports: list[dict], path: Path) -> None:
-    """A figure of the classes and of the sizes of all splits.
-
-    Args:
-        reports (list[dict])
-        path (Path)
-    """
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for i, report in enumerate(reports):
-        counts = list(report["classes"].values())
-        left.barh([k + 0.4 * i for k in range(len(counts))], counts, height=0.35, label=report["split"])
-        right.hist(report["sides"], bins=30, histtype="step", density=True, label=report["split"])
-    left.set(yticks=range(len(reports[0]["classes"])), yticklabels=list(reports[0]["classes"]), xlabel="objects")
-    right.set(xlabel="root of the area, pixels", ylabel="share of the objects")
-    for ax in (left, right): ax.legend(frameon=False)
-    figure.savefig(path, dpi=110)
 
 @data_app.command(name="check")
 def check_command(

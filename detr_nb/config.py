@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = [
-    "POSITION_EMBEDDING_TYPES", "ACTIVATION_FUNCTIONS", "FORBIDDEN", "DetrConfig"
+    "POSITION_EMBEDDING_TYPES", "ACTIVATION_FUNCTIONS", "DetrConfig"
 ]
 
 # %% ../nbs/94_config.ipynb #fcac56dc
@@ -175,10 +175,10 @@ _switch = partial(_checked, "True or False", lambda x: isinstance(x, bool))
 _share = partial(_checked, "a number from 0 to below 1", lambda x: _is_number(x) and 0 <= x < 1)
 _weight = partial(_checked, "a finite number of at least 0", lambda x: _is_number(x) and x >= 0)
 _name = partial(_checked, "the name of a timm model", lambda x: isinstance(x, str) and x != "")
-FORBIDDEN = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained", "features_only"}
+_FORBIDDEN = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained", "features_only"}
 _options = partial(
-    _checked, f"a dictionary without {', '.join(sorted(FORBIDDEN))} (files are opened by none but us), or None",
-    lambda x: x is None or isinstance(x, dict) and not FORBIDDEN & x.keys(),
+    _checked, f"a dictionary without {', '.join(sorted(_FORBIDDEN))} (files are opened by none but us), or None",
+    lambda x: x is None or isinstance(x, dict) and not _FORBIDDEN & x.keys(),
 )
 _named: Any = partial(field, default=None)  # `name_labels` fills these in
 

@@ -27,10 +27,9 @@ from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
 
 # %% auto #0
 __all__ = [
-    "PANOPTIC_KEYS", "clip_boxes", "detection_target", "read_counts", "as_counts", "mask_faults",
-    "annotation_mask", "coco_index", "coco_mask_faults", "CocoDetection", "SceneDetection",
-    "rgb_to_id", "id_to_rgb", "read_panoptic", "panoptic_target", "read_panoptic_file",
-    "CocoPanoptic"
+    "PANOPTIC_KEYS", "clip_boxes", "detection_target", "annotation_mask", "coco_index",
+    "CocoDetection", "SceneDetection", "rgb_to_id", "id_to_rgb", "read_panoptic",
+    "panoptic_target", "read_panoptic_file", "CocoPanoptic"
 ]
 
 # %% ../nbs/93_data.ipynb #2895c68b
@@ -249,7 +248,7 @@ def detection_target(
         result["masks"] = torch.stack(drawn) if drawn else torch.zeros(0, height, width, dtype=torch.bool)
     return result
 
-# %% ../nbs/93_data.ipynb #a96b84af
+# %% ../nbs/93_data.ipynb #76e94666
 def read_counts(
     text: str | bytes,  # COCO's compressed run lengths
 ) -> list[int]:
@@ -329,6 +328,7 @@ def mask_faults(
         wanted = f"polygons of finite numbers, at most {MAX_PIXEL}"
     if wanted: yield "segmentation", f"{place} has segmentation={shorten(shape)}: want {wanted}"
 
+# %% ../nbs/93_data.ipynb #a96b84af
 def annotation_mask(
     annotation: dict,         # COCO's, with `segmentation`: polygons, or run lengths, compressed or not
     height: int, width: int,  # of the image, in pixels
@@ -573,6 +573,7 @@ def coco_index(
         coco.createIndex()
     return coco
 
+# %% ../nbs/93_data.ipynb #b720cbdc
 def coco_mask_faults(coco) -> Iterator[Fault]:
     """What is wrong with the masks of a `pycocotools` `COCO`.
 

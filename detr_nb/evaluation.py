@@ -33,9 +33,8 @@ from .processor import DetrImageProcessor
 
 # %% auto #0
 __all__ = [
-    "METRICS", "truth_faults", "number_annotations", "check_prediction", "CocoEvaluator",
-    "evaluate", "format_tables", "Quality", "compare_segments", "summarize_quality",
-    "PanopticEvaluator", "format_qualities", "evaluate_panoptic", "metrics"
+    "METRICS", "CocoEvaluator", "evaluate", "format_tables", "Quality", "compare_segments",
+    "summarize_quality", "PanopticEvaluator", "format_qualities", "evaluate_panoptic", "metrics"
 ]
 
 # %% ../nbs/33_evaluation.ipynb #1c17ce2e
@@ -78,7 +77,7 @@ def mask_entries(
         for score, label, mask in zip(p["scores"], p["labels"], p["masks"])
     ]
 
-# %% ../nbs/33_evaluation.ipynb #e6f92a8e
+# %% ../nbs/33_evaluation.ipynb #0eaf1449
 def truth_faults(coco, masks: bool) -> Iterator[Fault]:
     """What is wrong with the annotations of a `pycocotools` `COCO`, and with their masks where they
     are wanted.
@@ -123,6 +122,7 @@ def check_prediction(image_id: int, found: Mapping, wanted: Sequence[str]) -> No
         if name != "masks" and not found[name].isfinite().all():
             raise ValueError(f"image {image_id}: {name} of the prediction are not finite: {found[name][:3].tolist()} …")
 
+# %% ../nbs/33_evaluation.ipynb #e6f92a8e
 METRICS = (
     "AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR 1", "AR 10", "AR 100", "AR small",
     "AR medium", "AR large",

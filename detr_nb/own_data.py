@@ -30,8 +30,8 @@ from .processor import DetrImageProcessor
 
 # %% auto #0
 __all__ = [
-    "COLUMNS", "SPLITS", "ORIGINAL_REGULARISATION", "read_table", "table_faults", "write_coco",
-    "find_split", "open_split", "convert_dataset", "check_split", "format_report", "coco_config",
+    "COLUMNS", "SPLITS", "ORIGINAL_REGULARISATION", "read_table", "write_coco", "find_split",
+    "open_split", "convert_dataset", "check_split", "format_report", "coco_config",
     "start_training"
 ]
 
@@ -77,7 +77,7 @@ def read_table(
         boxes.append((row["label"], *corners))
     return found
 
-# %% ../nbs/42_own_data.ipynb #a514edee
+# %% ../nbs/42_own_data.ipynb #c188537c
 def table_faults(
     folder: Path,  # of the images
     table: Mapping[str, Sequence[tuple]],
@@ -114,6 +114,7 @@ def table_faults(
                 wanted = f"want 0 ≤ x0 < x1 ≤ {width} and 0 ≤ y0 < y1 ≤ {height}{note}"
                 yield "box", f"{name}: box {x0, y0, x1, y1}: {wanted}"
 
+# %% ../nbs/42_own_data.ipynb #a514edee
 def write_coco(
     folder: str | os.PathLike,  # the images lie in {folder}/{split}/
     split: str,                 # train, val

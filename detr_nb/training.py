@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import math
 import os
 import random
@@ -42,8 +43,8 @@ from .transforms import random_scale, to_rgb_tensor
 
 # %% auto #0
 __all__ = [
-    "BY_HEART", "RECIPE_RULES", "RECIPES", "learn_by_heart", "Recipe", "make_optimizer",
-    "StepSampler", "TrainingImages", "TrainState", "train_step", "train"
+    "BY_HEART", "RECIPES", "learn_by_heart", "Recipe", "make_optimizer", "StepSampler",
+    "TrainingImages", "TrainState", "train_step", "train"
 ]
 
 # %% ../nbs/41_training.ipynb #4ad87e74
@@ -151,7 +152,7 @@ class Recipe:
     patience: int | None = None     # stop after so many evaluations without a better AP (or PQ); None: never
 
     def __post_init__(self):
-        for name, (wanted, fits) in RECIPE_RULES.items():
+        for name, (wanted, fits) in _RECIPE_RULES.items():
             if not fits(value := getattr(self, name)): raise ValueError(f"{name}={value!r}: want {wanted}")
 
 _positive = "a number over 0", lambda value: is_number(value) and value > 0
@@ -160,7 +161,7 @@ _share = "a number from 0 to below 1", lambda value: is_number(value, least=0) a
 _count = "a whole number of at least 1", lambda value: is_whole(value, least=1)
 _switch = "True or False", lambda value: isinstance(value, bool)
 _count_or_none = "a whole number of at least 1, or None", lambda value: value is None or is_whole(value, least=1)
-RECIPE_RULES = {  # field → what it must be, and a test of it
+_RECIPE_RULES = {  # field → what it must be, and a test of it
     "steps": _count_or_none, "epochs": _positive, "stop": _count_or_none, "batch_size": _count, "lr": _positive,
     "backbone_lr": _not_negative, "weight_decay": _not_negative, "clip": _positive,
     "schedule": ("'step' or 'cosine'", lambda value: value in ("step", "cosine")),
@@ -429,22 +430,26 @@ def average_weights(recipe: Recipe, averages: Any, weights: Any, count: Tensor |
     decay = min(recipe.ema, (1 + int(count)) / (10 + int(count))) if recipe.ema_warmup else recipe.ema
     get_ema_multi_avg_fn(decay)(averages, weights, count)
 
-def describe_run(detector: nn.Module, dataset: Any) -> dict[str, Any]:
-    """What a training works on, as a checkpoint keeps it: the data and the network.
+def describe_run(detector: nn.Module, dataset: Any, processor: DetrImageProcessor) -> dict[str, Any]:
+    """What a training works on, as a checkpoint keeps it: the data (its file by a hash), the
+    network, the processor.
 
     Args:
         detector (nn.Module)
         dataset (Any)
+        processor (DetrImageProcessor)
 
     Returns:
         dict[str, Any]
     """
-    ids = list(getattr(dataset, "ids", range(len(dataset))))
+    file = getattr(dataset, "ann_file", None)
     config: Any = detector.config
+    settings = {"config": config.to_dict(), "processor": processor.to_dict()}
     return {
         "model": type(detector).__name__, "data": type(dataset).__name__, "images": len(dataset),
-        "first image ids": ids[:3], "categories": dict(dataset.id2label),
-    } | {f"config.{name}": value for name, value in config.to_dict().items() if name != "architectures"}
+        "categories": dict(dataset.id2label), "seed of the scenes": getattr(dataset, "seed", None),
+        "annotations": None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12],
+    } | {f"{kind}.{k}": v for kind, own in settings.items() for k, v in own.items() if k != "architectures"}
 
 def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path: Path) -> None:
     """`ValueError` names what is different between a checkpoint and the run that should go on from
@@ -811,7 +816,7 @@ def train(
     set_seed(recipe.seed)
     state = TrainState(detector, recipe, steps, accelerator.device, path)
     model, optimizer = accelerator.prepare(state.learner.train(), state.optimizer)
-    state.run = describe_run(detector, dataset)
+    state.run = describe_run(detector, dataset, processor)
     if resume:
         state.load(path)
     with own_folder(out, rank):

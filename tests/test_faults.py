@@ -24,7 +24,7 @@ from detr_nb.data import annotation_mask, detection_target, read_counts
 from detr_nb.files import atomic, read_image, write_json
 from detr_nb.matcher import check_targets
 from detr_nb.own_data import check_split, find_split, open_split, read_table, start_training, write_coco
-from detr_nb.training import RECIPES, Recipe, TrainState, describe_run
+from detr_nb.training import RECIPES, Recipe, TrainState, average_weights, describe_run
 
 TINY = dict(
     use_pretrained_backbone=False, backbone="resnet18", d_model=32, encoder_layers=1, decoder_layers=1,
@@ -81,10 +81,9 @@ def test_row_1_perfect_predictions_are_perfect_whatever_the_ids(first):
 def test_row_2_a_short_training_forgets_its_start():
     "After 400 steps a constant decay of 0.998 keeps 45 % of the start, a warmed-up one under 1 %."
     for warmup, most, least in ((False, 0.46, 0.44), (True, 0.01, 0.0)):
-        recipe, kept = Recipe(ema=0.998, ema_warmup=warmup), 1.0
-        for count in range(1, 400):
-            kept *= min(recipe.ema, (1 + count) / (10 + count)) if warmup else recipe.ema
-        assert least <= kept <= most
+        average, weights = [torch.ones(1)], [torch.zeros(1)]  # what is left of the start is the average itself
+        for count in range(1, 400): average_weights(Recipe(ema=0.998, ema_warmup=warmup), average, weights, count)
+        assert least <= average[0].item() <= most
     assert not RECIPES["scenes"].ema_warmup and not RECIPES["scenes masks"].ema_warmup and Recipe().ema_warmup
 
 
@@ -235,6 +234,25 @@ def test_row_11_nothing_of_others_is_overwritten(scenes, tmp_path):
         PanopticEvaluator(scenes / "annotations" / "panoptic_val.json", scenes / "panoptic_val", scenes / "panoptic_val")
 
 
+def test_row_13_a_resume_notices_other_boxes(scenes, tmp_path):
+    model, processor = DetrForObjectDetection(DetrConfig(**TINY)), DetrImageProcessor()
+    data = json.loads((scenes / "annotations" / "instances_val.json").read_text())
+    data["annotations"][0]["bbox"][2] -= 1
+    (tmp_path / "truth.json").write_text(json.dumps(data))
+    one, other = (
+        describe_run(model, CocoDetection(scenes / "val", path), processor)
+        for path in (scenes / "annotations" / "instances_val.json", tmp_path / "truth.json")
+    )
+    assert {name for name in one if one[name] != other[name]} == {"annotations"}
+
+
+def test_row_11_a_folder_of_others_gets_no_segments(scenes, tmp_path):
+    (tmp_path / "000001.png").write_bytes(b"mine")
+    refused = run("eval", "--data", scenes, "--task", "panoptic", "--out", tmp_path)
+    assert refused.returncode == 2 and "holds files that no such command wrote" in refused.stderr
+    assert (tmp_path / "000001.png").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("there", ["model", "log.csv", "checkpoint.pt"])
 def test_row_11_a_training_takes_no_folder_of_another(tmp_path, there):
     (tmp_path / there).write_text("mine")
@@ -270,17 +288,18 @@ def test_row_12_a_folder_belongs_to_one_training(tmp_path):
 
 
 def test_row_13_a_resume_names_what_differs(tmp_path):
-    def state(recipe=None, queries=5, images=4):
+    def state(recipe=None, queries=5, images=4, seed=0, size=800):
         recipe = recipe or Recipe(steps=10, batch_size=2)
         model = DetrForObjectDetection(DetrConfig(**TINY | {"num_queries": queries}, id2label={0: "N/A"} | SceneDetection.id2label))
         result = TrainState(model, recipe, 10)
-        result.run = describe_run(model, SceneDetection(images, seed=0))
+        result.run = describe_run(model, SceneDetection(images, seed=seed), DetrImageProcessor(size=size))
         return result
     state().save(tmp_path / "checkpoint.pt")
     state().load(tmp_path / "checkpoint.pt")
     for other, words in (
         (state(Recipe(steps=20, batch_size=2)), "steps was 10, now 20.*train longer.*--model"),
         (state(images=3), "images was 4, now 3"), (state(queries=6), "config.num_queries was 5, now 6"),
+        (state(seed=1), "seed of the scenes was 0, now 1"), (state(size=640), "processor.size was .*800.*now .*640"),
     ):
         with pytest.raises(ValueError, match=words): other.load(tmp_path / "checkpoint.pt")
 

@@ -131,8 +131,10 @@ def json_cases(draw, panoptic: bool):
         unlisted = value in (99, 77) and not isinstance(value, bool)
         refuse = ("not listed", str(value)) if unlisted else (f"{key}={shown(value)}"[:60], "want", "truth.json")
     elif what == "good":
-        keys = sorted(set(entry) & set(GOOD) - {"id"} if name != "annotations" or in_segment else set(entry) & set(GOOD))
-        if keys: entry[key] = draw(st.sampled_from(GOOD[key])) if (key := draw(st.sampled_from(keys))) else None
+        kept = {"id"} if name != "annotations" or in_segment else set()  # others refer to these
+        if keys := sorted(set(entry) & set(GOOD) - kept):
+            key = draw(st.sampled_from(keys))
+            entry[key] = draw(st.sampled_from(GOOD[key]))
     elif what == "missing":
         needed = {
             "images": ["id", "file_name"] + ([] if panoptic else ["width", "height"]),
@@ -263,8 +265,8 @@ def recipe_cases(draw):
         name = draw(st.sampled_from(sorted(RECIPE_BAD)))
         value = draw(st.sampled_from(RECIPE_BAD[name]))
         return Case(lambda: Recipe(**{name: value}), None, (f"{name}={value!r}", "want"), about=name)
-    lr = draw(st.floats(1e-6, 10))
-    return Case(lambda: Recipe(lr=lr, steps=draw_steps).lr, lr) if (draw_steps := draw(st.integers(1, 10**6))) else None
+    lr, steps = draw(st.floats(1e-6, 10)), draw(st.integers(1, 10**6))
+    return Case(lambda: (Recipe(lr=lr, steps=steps).lr, Recipe(steps=steps).steps), (lr, steps))
 
 
 @st.composite
