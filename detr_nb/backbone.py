@@ -106,6 +106,22 @@ def freeze_batch_norm(
             freeze_batch_norm(child)
     return module
 
+# %% ../nbs/10_backbone.ipynb #87d7e976
+@torch.no_grad()
+def revive_branches(network: nn.Module) -> nn.Module:
+    """Weights of batch norms that are 0 become 1, in place: frozen at 0, a norm would shut off its
+    branch for ever.
+
+    Args:
+        network (nn.Module)
+
+    Returns:
+        nn.Module
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine: module.weight.masked_fill_(module.weight == 0, 1)
+    return network
+
 # %% ../nbs/10_backbone.ipynb #a9dad300
 def detr_nb_resnet(pretrained: bool = False, **kwargs) -> nn.Module:
     """The narrow ResNet of the embedded model: 1.05 M parameters; features 0…4 have strides 2, 2,
@@ -216,7 +232,9 @@ def halving_stride(
     Returns:
         int: pixels a cell
     """
-    return 2 ** math.ceil(math.log2(max(canvas / cells, 1)))
+    stride = 1
+    while stride * cells < canvas: stride *= 2  # comparisons only: they hold for every size when a graph is exported
+    return stride
 
 def valid_cell_mask(
     mask: Tensor,            # (B, H, W) 1 or True where the image is real: from the top left corner on
@@ -321,7 +339,8 @@ class ConvEncoder(nn.Module):
         **kwargs,
     ):
         super().__init__()
-        self.model: Any = freeze_batch_norm(create_backbone(name, pretrained, in_chans, dilation, **kwargs))
+        network = create_backbone(name, pretrained, in_chans, dilation, **kwargs)
+        self.model: Any = freeze_batch_norm(network if pretrained else revive_branches(network))
         self.channels: list[int] = self.model.feature_info.channels()
         self.strides: list[int] = self.model.feature_info.reduction()
         self.channels_last = str(getattr(self.model, "output_fmt", "")).endswith("NHWC")  # Swin and its kin

@@ -185,6 +185,9 @@ def to_hub_layout(
 
     Returns:
         dict[str, Tensor]
+
+    Raises:
+        ValueError: if two that differ come under one name.
     """
     state = strip_wrappers(state)
     split = {
@@ -194,7 +197,12 @@ def to_hub_layout(
     }
     layouts = {"transformer.encoder": ORIGINAL_NAMES, "conv_encoder.model.embedder.": NATIVE_NAMES}
     rules = next((rules for mark, rules in layouts.items() if any(mark in k for k in split)), HUB_5_NAMES)
-    return {rename(k, rules): v for k, v in split.items()}
+    result: dict[str, Tensor] = {}
+    for key, value in split.items():
+        other = result.setdefault(name := rename(key, rules), value)
+        if not (other is value or torch.equal(other, value)):
+            raise ValueError(f"{key}: a second tensor for {name}, with other numbers")
+    return result
 
 # %% ../nbs/95_checkpoints.ipynb #c03d6deb
 def load_weights(
@@ -449,3 +457,18 @@ class Pretrained(nn.Module):
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
         write_weights(state, Path(folder) / "model.safetensors")
         config.save_pretrained(folder)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Less memory in training: the layers of encoder and decoder are computed a second time in
+        the backward pass. The keyword is what transformers' Trainer passes; nothing in it is used.
+
+        Args:
+            gradient_checkpointing_kwargs (Mapping[str, Any] | None)
+        """
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"): module.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        "Back to keeping what the backward pass needs."
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"): module.gradient_checkpointing = False

@@ -85,6 +85,8 @@ class DetrModelOutput(Output):
     encoder_attentions: tuple | None = None              # encoder layers of (B, heads, S, S)
     intermediate_hidden_states: Tensor | None = None     # (L, B, N, d) with `auxiliary_loss`
 
+torch.export.register_dataclass(DetrModelOutput, serialized_type_name="detr_nb.DetrModelOutput")
+
 @dataclass(repr=False, eq=False)
 class DetrObjectDetectionOutput(Output):
     """What `DetrForObjectDetection` returns.
@@ -115,6 +117,8 @@ class DetrObjectDetectionOutput(Output):
     encoder_last_hidden_state: Tensor = _GIVEN           # (B, S, d)
     encoder_hidden_states: tuple | None = None           # encoder layers + 1 of (B, S, d)
     encoder_attentions: tuple | None = None              # encoder layers of (B, heads, S, S)
+
+torch.export.register_dataclass(DetrObjectDetectionOutput, serialized_type_name="detr_nb.DetrObjectDetectionOutput")
 
 # %% ../nbs/15_detector.ipynb #9e977781
 class PositionedBackbone(nn.Module):
@@ -255,7 +259,7 @@ def transform(
         memory = encoder_outputs[0]
         states, attentions = (getattr(encoder_outputs, name, None) for name in ("hidden_states", "attentions"))
     queries = (model.query_position_embeddings.weight if queries is None else queries).expand(
-        len(memory), -1, -1
+        memory.shape[0], -1, -1
     )
     decoded = model.decoder(
         torch.zeros_like(queries) if decoder_inputs_embeds is None else decoder_inputs_embeds,

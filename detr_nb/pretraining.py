@@ -253,16 +253,17 @@ def init_scenes_detector(
 
 # %% ../nbs/40_pretraining.ipynb #98333889
 def compare_beginnings(
-    beginning: str,               # "pretrained"; "frozen": so, and never changed; "random"
+    beginning: str,               # "pretrained"; "frozen": so, and never changed; "random"; "normalised"
     seed: int = 0,
     steps: int = 2000,            # of 8 scenes
     stop: int | None = None,      # leave at this step
 ) -> list[dict[str, Any]]:        # beginning, seed, step, loss, AP, AP things
-    """Train the embedded network for a while, from a pretrained or a random backbone. Its AP on 50
-    scenes of another seed, every 250 steps.
+    """Train the embedded network for a while, from a pretrained or a random backbone; the random
+    one's batch norms are frozen, as a DETR's are, or "normalised": they learn. Its AP on 50 scenes
+    of another seed, every 250 steps.
 
     Args:
-        beginning (str): "pretrained"; "frozen": so, and never changed; "random"
+        beginning (str): "pretrained"; "frozen": so, and never changed; "random"; "normalised"
         seed (int): Defaults to 0.
         steps (int): of 8 scenes. Defaults to 2000.
         stop (int | None): leave at this step
@@ -274,13 +275,16 @@ def compare_beginnings(
         ValueError: for another beginning.
     """
     from tqdm.auto import trange
-    if beginning not in ("pretrained", "frozen", "random"):
-        raise ValueError(f"beginning={beginning!r}: want 'pretrained', 'frozen' or 'random'")
+    if beginning not in (known := ("pretrained", "frozen", "random", "normalised")):
+        raise ValueError(f"beginning={beginning!r}: want one of {known}")
     detector = init_scenes_detector(seed=seed)
-    if beginning == "random":
+    if beginning in ("random", "normalised"):
         torch.manual_seed(seed)
         detector = DetrForObjectDetection(scenes_config(use_pretrained_backbone=False))
         detector.unfreeze_backbone()
+    if beginning == "normalised":
+        encoder = detector.model.backbone.conv_encoder
+        encoder.model, encoder.padding = create_backbone("detr_nb_resnet"), None  # scenes have no padding
     if beginning == "frozen": detector.freeze_backbone()
     processor = scenes_processor()
     scenes, val = SceneDetection(steps * 8, seed), SceneDetection(50, seed=4, split="val")

@@ -9,11 +9,12 @@ __all__ = [
 ]
 
 # %% ../nbs/12_transformer.ipynb #83f17909
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "swish": nn.SiLU, "tanh": nn.Tanh}
 
@@ -220,8 +221,12 @@ class DecoderLayer(EncoderLayer):
         return self.final_layer_norm(x + self.feed_forward(x)), self_weights, cross_weights
 
 # %% ../nbs/12_transformer.ipynb #bf8109b0
-def _skip(module: nn.Module, layerdrop: float) -> bool:
-    return module.training and layerdrop > 0 and torch.rand(()).item() < layerdrop
+def _skip(stack: Any) -> bool:
+    return stack.training and stack.layerdrop > 0 and torch.rand(()).item() < stack.layerdrop
+
+def _run(stack: Any, layer: nn.Module, *inputs) -> Any:
+    again = stack.gradient_checkpointing and stack.training  # compute the layer a second time instead of keeping it
+    return checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
 
 class Encoder(nn.Module):
     """A stack of encoder layers.
@@ -234,6 +239,8 @@ class Encoder(nn.Module):
         layerdrop (float): Defaults to 0.0.
         **dropouts
     """
+    gradient_checkpointing = False  # set by a model's `gradient_checkpointing_enable`
+
     def __init__(self, num_layers: int, d_model: int, num_heads: int, ffn_dim: int, layerdrop: float = 0.0, **dropouts):
         super().__init__()
         self.layerdrop = layerdrop
@@ -263,7 +270,7 @@ class Encoder(nn.Module):
         states = [x]
         attentions = []
         for layer in self.layers:
-            x, weights = (x, None) if _skip(self, self.layerdrop) else layer(x, positions, mask, need_weights)
+            x, weights = (x, None) if _skip(self) else _run(self, layer, x, positions, mask, need_weights)
             states.append(x)
             attentions.append(weights)
         return states, attentions
@@ -300,6 +307,8 @@ class Decoder(nn.Module):
             Defaults to False.
         **dropouts
     """
+    gradient_checkpointing = False  # set by a model's `gradient_checkpointing_enable`
+
     def __init__(
         self, num_layers: int, d_model: int, num_heads: int, ffn_dim: int, layerdrop: float = 0.0,
         renormalize: bool = False,  # feed the *normed* state on, as transformers with `auxiliary_loss=True`
@@ -339,8 +348,8 @@ class Decoder(nn.Module):
         state = x
         layers = []
         for layer in self.layers:
-            state, own, cross = (state, None, None) if _skip(self, self.layerdrop) else layer(
-                state, queries, memory, positions, mask, query_mask, need_weights
+            state, own, cross = (state, None, None) if _skip(self) else _run(
+                self, layer, state, queries, memory, positions, mask, query_mask, need_weights
             )
             normed = self.layernorm(state)
             state = normed if self.renormalize else state
