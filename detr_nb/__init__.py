@@ -16,8 +16,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import (
-        backbone, boxes, checkpoints, config, data, detector, evaluation, explore, files, losses,
-        mask_head, mask_losses, matcher, napkin, own_data, panoptic, position, post_processing, pretraining,
+        backbone, boxes, checkpoints, config, data, datasets, detector, evaluation, explore, files, integrations,
+        losses, mask_head, mask_losses, matcher, napkin, own_data, panoptic, position, post_processing, pretraining,
         processor, scenes, training, transformer, transforms, visualization,
     )
     from .backbone import register_backbones
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 _HOMES = {  # module → the public names that live in it; the same as above, for when the program runs
     "backbone": "register_backbones", "boxes": "", "checkpoints": "", "config": "DetrConfig",
-    "data": "CocoDetection CocoPanoptic SceneDetection",
+    "data": "CocoDetection CocoPanoptic SceneDetection", "datasets": "",
     "detector": "DetrForObjectDetection DetrModel DetrModelOutput DetrObjectDetectionOutput",
-    "evaluation": "CocoEvaluator PanopticEvaluator evaluate", "explore": "", "files": "", "losses": "DetrLoss",
+    "evaluation": "CocoEvaluator PanopticEvaluator evaluate", "explore": "", "files": "", "integrations": "",
+    "losses": "DetrLoss",
     "mask_head": "DetrForSegmentation DetrSegmentationOutput", "mask_losses": "",
     "matcher": "DetrHungarianMatcher HungarianMatcher", "napkin": "", "own_data": "", "panoptic": "", "position": "",
     "post_processing": "", "pretraining": "", "processor": "DetrFeatureExtractor DetrImageProcessor",

@@ -458,15 +458,25 @@ class Pretrained(nn.Module):
         write_weights(state, Path(folder) / "model.safetensors")
         config.save_pretrained(folder)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Less memory in training: the layers of encoder and decoder are computed a second time in
-        the backward pass. The keyword is what transformers' Trainer passes; nothing in it is used.
+    def gradient_checkpointing_enable(self, every_n_layers: int = 1, offload: bool = False, **kwargs) -> None:
+        """Less memory in training: all layers of encoder and decoder are computed a second time in
+        the backward pass. The arguments are those of transformers' Trainer; what the others say is
+        not used.
 
         Args:
-            gradient_checkpointing_kwargs (Mapping[str, Any] | None)
+            every_n_layers (int): Defaults to 1.
+            offload (bool): Defaults to False.
+            **kwargs
+
+        Raises:
+            ValueError: for `every_n_layers` or `offload`, which we do not have.
         """
+        if every_n_layers != 1 or offload:
+            raise ValueError(f"every_n_layers={every_n_layers}, offload={offload}: want 1 and False, every layer is here")
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"): module.gradient_checkpointing = True
+
+    activation_checkpointing_enable = gradient_checkpointing_enable  # transformers' newer name
 
     def gradient_checkpointing_disable(self) -> None:
         "Back to keeping what the backward pass needs."

@@ -91,12 +91,13 @@ def is_inside(value: Any) -> bool:
     return not any(path.is_absolute() or path.drive or ".." in path.parts for path in paths)
 
 _id = f"a whole number from 0 to {MAX_ID}", is_whole
+_plain = lambda value: int(value) if isinstance(value, (float, np.floating)) and value % 1 == 0 else value  # 9.0 is 9
 _category = (
     f"a whole number from 0 to {MAX_CATEGORY} (renumber the categories if they are larger)",
-    partial(is_whole, most=MAX_CATEGORY),
+    lambda value: is_whole(_plain(value), most=MAX_CATEGORY),  # albumentations gives labels back as 9.0
 )
 _length = f"a whole number from 1 to {MAX_PIXEL}", partial(is_whole, least=1, most=MAX_PIXEL)
-_flag = "0 or 1", lambda value: isinstance(value, (bool, int, np.integer)) and value in (0, 1)
+_flag = "0 or 1", lambda value: isinstance(value, (bool, int, float, np.integer, np.floating)) and value in (0, 1)
 FIELDS = {  # name → what it must be, and a test of it
     "id": _id, "image_id": _id, "category_id": _category, "width": _length, "height": _length,
     "bbox": (f"x, y, width, height: four numbers of pixels, at most {MAX_PIXEL}, sizes ≥ 0", is_box),

@@ -186,7 +186,10 @@ def crop(
         tuple[Tensor, dict[str, Tensor]]
     """
     boxes, keep = clip_boxes(target["boxes"] - torch.tensor([left, top, left, top]), height, width)
-    kept = {k: v[keep] for k, v in target.items() if k in ("class_labels", "iscrowd")}
+    kept = {  # whatever has one entry for each object; keypoints, too
+        k: v[keep] for k, v in target.items()
+        if k not in ("image_id", "orig_size", "size") and isinstance(v, Tensor) and v.dim() and len(v) == len(keep)
+    }
     kept |= {"boxes": boxes[keep], "area": (boxes[:, 2:] - boxes[:, :2]).prod(1)[keep]}
     if "masks" in target:
         kept["masks"] = target["masks"][keep, top : top + height, left : left + width]

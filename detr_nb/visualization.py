@@ -270,7 +270,7 @@ def show_boxes(
         raise ValueError(f"{len(labels)} labels for {len(corners)} boxes: want one for each")
     ax = _axes(ax, 3.4, 3.4, title)
     ax.axis(_show(ax, image).get_extent())  # whatever the boxes reach
-    if names is not None or scores is not None: ax.figure.draw_without_rendering()  # the layout, for the labels
+    if names is not None or scores is not None: ax.figure.figure.draw_without_rendering()  # the layout, for the labels
     taken: list = []
     for i, box in enumerate(corners):
         colour = class_colour(int(labels[i])) if len(labels) else (0, 0, 0)

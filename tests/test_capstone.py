@@ -20,6 +20,16 @@ WRONG = {  # what is written instead, and the test that must see it
     "objects in their order": (
         "import numpy as np\nloss = lambda *a: napkin_loss(*a, assign=lambda cost: (np.arange(cost.shape[1]),) * 2)", "loss_knows_no_order"
     ),
+    "softmax twice": ("loss = lambda logits, boxes, truth: napkin_loss(logits.softmax(-1), boxes, truth)", "loss_is_small_only_for_right_answers"),
+    "classes of the last layer only": (
+        "loss = lambda logits, boxes, truth: napkin_loss(logits[-1:].expand_as(logits), boxes, truth)", "every_layer_counts"
+    ),
+    "the class's sign in the cost": (
+        "loss = lambda logits, boxes, truth: napkin_loss(logits, boxes, truth, assign=lambda cost: hungarian(-cost))",
+        "class_and_box_both_decide_the_match",
+    ),
+    "a seed that is ignored": ("def train(steps, seed): return train_napkin(steps, seed=0)[0]", "same_seed_same_weights"),
+    "no training": ("def train(steps, seed): torch.manual_seed(seed); return Napkin()", "same_seed_same_weights"),
     "a seed that is not used": ("def train(steps, seed): return train_napkin(steps, seed=torch.seed() % 1000)[0]", "same_seed_same_weights"),
     "equal queries": (
         "class Detr(Napkin):\n    def __init__(self):\n        super().__init__()\n        self.queries.data[:] = self.queries.data[:1]",
@@ -50,7 +60,8 @@ def run(tmp_path, code, *arguments):
 @pytest.mark.timeout(900)
 def test_napkin_passes(tmp_path):
     result = run(tmp_path, NAPKIN)
-    assert result.returncode == 0 and "12 passed" in result.stdout, result.stdout[-3000:]
+    assert result.returncode == 0 and "16 passed" in result.stdout, result.stdout[-3000:]
+    assert "of the images all right" in result.stdout and (tmp_path / "answers.png").stat().st_size > 5000
 
 
 @pytest.mark.timeout(120)

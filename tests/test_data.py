@@ -10,7 +10,7 @@ from PIL import Image
 
 from detr_nb import CocoDetection, DetrImageProcessor, SceneDetection
 from detr_nb.data import detection_target
-from detr_nb.own_data import write_coco
+from detr_nb.datasets import write_coco
 
 GOOD = {
     "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}, {"id": 2, "file_name": "b.png", "width": 10, "height": 10}],

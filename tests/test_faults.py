@@ -20,10 +20,11 @@ from detr_nb import (
     SceneDetection, make_scenes, train,
 )
 from detr_nb.checkpoints import load_checkpoint, read_weights, save_checkpoint, strip_wrappers
+from detr_nb.datasets import check_split, find_split, open_split, read_table, write_coco
 from detr_nb.data import annotation_mask, detection_target, read_counts
 from detr_nb.files import atomic, read_image, write_json
 from detr_nb.matcher import check_targets
-from detr_nb.own_data import check_split, find_split, open_split, read_table, start_training, write_coco
+from detr_nb.own_data import start_training
 from detr_nb.training import RECIPES, Recipe, TrainState, average_weights, describe_run
 
 TINY = dict(

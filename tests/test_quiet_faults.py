@@ -19,9 +19,8 @@ from detr_nb.data import (
 )
 from detr_nb.detector import DetrForObjectDetection
 from detr_nb.files import read_image, read_log
-from detr_nb.own_data import (
-    init_class_head, open_split, read_stuff_ids, read_table, start_training, write_coco,
-)
+from detr_nb.datasets import open_split, read_table, write_coco
+from detr_nb.own_data import init_class_head, read_stuff_ids, start_training
 from detr_nb.position import LearnedPositionEmbedding
 from detr_nb.pretraining import scenes_config, scenes_processor
 from detr_nb.processor import BatchFeature, DetrImageProcessor
@@ -542,7 +541,7 @@ def test_stuff_is_what_is_no_thing():
 
 
 def test_new_classes_begin_as_the_mean_of_the_old_things():
-    "Of N/A, cat, dog, sky and N/A only cat and dog are things; nothing, the last row, stays nothing."
+    "Of N/A, cat, dog, sky and N/A only cat and dog are things; N/A stays N/A, and nothing, the last row, nothing."
     names = {0: "N/A", 1: "cat", 2: "dog", 3: "sky", 4: "N/A"}
     old = draw_weights(detector(num_labels=None, id2label=names, stuff_ids=[3]), seed=1)
     new = draw_weights(detector(num_labels=None, id2label={0: "N/A", 1: "mug"}), seed=2)
@@ -551,21 +550,32 @@ def test_new_classes_begin_as_the_mean_of_the_old_things():
     for name, shape in (("weight", (3, 64)), ("bias", (3,))):
         found, values = (getattr(model.class_labels_classifier, name).detach() for model in (new, old))
         assert found.shape == shape and found.dtype == torch.float32 and len(values) == 6
-        thing = (values[1] + values[2]) / 2
-        torch.testing.assert_close(found, torch.stack([thing, thing, values[5]]), rtol=0, atol=1e-6)
+        thing, nobody = (values[1] + values[2]) / 2, (values[0] + values[4]) / 2
+        torch.testing.assert_close(found, torch.stack([nobody, thing, values[5]]), rtol=0, atol=1e-6)
     assert all(torch.equal(new.state_dict()[k], v) for k, v in before.items())
+
+
+def test_ids_without_a_category_begin_below_the_things():
+    "A checkpoint that has no unused id says nothing of what nobody is: the mean of its things, ten lower."
+    old = draw_weights(detector(num_labels=None, id2label={0: "cat", 1: "dog"}), seed=1)
+    new = draw_weights(detector(num_labels=None, id2label={0: "N/A", 1: "mug"}), seed=2)
+    init_class_head(new, old)
+    head, known = new.class_labels_classifier, old.class_labels_classifier
+    assert head.bias.shape == (3,)
+    torch.testing.assert_close(head.weight[:2], known.weight[:2].mean(0).expand(2, -1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(head.bias[:2], known.bias[:2].mean() - torch.tensor([10.0, 0.0]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:begun afresh")
 def test_own_classes_begin_with_what_the_checkpoint_knows(own_folder):
-    "The embedded model has eight things, 1 … 8: every new class begins as their mean, the rest as it was."
+    "The embedded model has eight things, 1 … 8: every new class begins as their mean; N/A and the rest as they were."
     old = DetrForObjectDetection.from_pretrained("scenes")
     network, _ = start_training(open_split(own_folder, "train"), model="scenes", preset="scenes")
     assert network.config.id2label == {0: "N/A", 1: "pot", 2: "mug"}
     for name in ("weight", "bias"):
         found, values = (getattr(model.class_labels_classifier, name).detach() for model in (network, old))
         assert found.shape[0] == 4 and values.shape[0] == 14 and found.dtype == torch.float32
-        wanted = torch.stack([values[1:9].sum(0) / 8] * 3 + [values[13]])
+        wanted = torch.stack([values[0]] + [values[1:9].sum(0) / 8] * 2 + [values[13]])
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     assert torch.equal(network.bbox_predictor.layers[0].weight, old.bbox_predictor.layers[0].weight)
 

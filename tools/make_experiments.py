@@ -2,11 +2,14 @@
 trains again what they compare and writes `detr_nb/assets/experiments/*.csv`."""
 import csv
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
 from detr_nb.files import ASSETS, atomic
 from detr_nb.napkin import compare_runs
+from detr_nb.own_data import compare_coins
 from detr_nb.pretraining import compare_beginnings
 from detr_nb.training import BY_HEART, learn_by_heart
 
@@ -39,6 +42,19 @@ def beginnings() -> None:
     write("beginnings", rows + [row | {"beginning": "random 11000"} for row in longer])
 
 
+def coins() -> None:
+    "42 · Your own data: how many images, what to start from, and a rule that changes."
+    trials = [
+        {"start": start, "seed": seed} for seed in range(3) for start in ("checkpoint", "random head", "backbone", "nothing")
+    ]
+    trials += [{"count": count, "seed": seed} for seed in range(3) for count in (1, 5, 20, 80)]
+    trials += [{"least": 0.1, "seed": seed} for seed in range(3)] + [{"start": "nothing", "steps": 1000}]
+    rows = []
+    for trial in trials:
+        with tempfile.TemporaryDirectory() as folder: rows.append(compare_coins(Path(folder), **trial))
+    write("coins", rows)
+
+
 def by_heart() -> None:
     "41 · Training: one scene learned by heart, with wrong rates and with wrong targets."
     runs = {name: learn_by_heart(**changes)[1] for name, changes in BY_HEART.items()}
@@ -48,7 +64,7 @@ def by_heart() -> None:
     ])
 
 
-EXPERIMENTS = {"napkin": napkin, "beginnings": beginnings, "by_heart": by_heart}
+EXPERIMENTS = {"napkin": napkin, "beginnings": beginnings, "coins": coins, "by_heart": by_heart}
 
 
 def main(names: list[str]) -> int:

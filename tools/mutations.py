@@ -201,44 +201,44 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "coco_mask.merge(shape, True)",
     ),
     (
-        "objects have the category before theirs", "own_data", "table_is_written_as_coco_has_it",
+        "objects have the category before theirs", "datasets", "table_is_written_as_coco_has_it",
         '"category_id": labels.index(label) + 1', '"category_id": labels.index(label)',
     ),
     (
-        "boxes are written as corners", "own_data", "table_is_written_as_coco_has_it",
+        "boxes are written as corners", "datasets", "table_is_written_as_coco_has_it",
         '"bbox": [x0, y0, x1 - x0, y1 - y0]', '"bbox": [x0, y0, x1, y1]',
     ),
     (
-        "width and height change places", "own_data", "table_is_written_as_coco_has_it",
+        "width and height change places", "datasets", "table_is_written_as_coco_has_it",
         "width, height = sizes[name] = stored if",
         "height, width = sizes[name] = stored if",
     ),
     (
-        "images without objects are lost", "own_data", "table_is_written_as_coco_has_it",
+        "images without objects are lost", "datasets", "table_is_written_as_coco_has_it",
         'boxes = found.setdefault(row["file"], [])\n',
         'boxes = found.setdefault(row["file"], []) if row["label"] else []\n',
     ),
     (
         "x and y of the table change places",
-        "own_data",
+        "datasets",
         "table_comes_back_as_boxes",
         "float(row[name]) for name in COLUMNS[2:])",
         'float(row[name]) for name in ("y0", "x0", "y1", "x1"))',
     ),
     (
-        "boxes belong to the image before", "own_data", "table_comes_back_as_boxes",
+        "boxes belong to the image before", "datasets", "table_comes_back_as_boxes",
         "rows = [(image[\"id\"], *row)", "rows = [(image[\"id\"] - 1, *row)",
     ),
     (
-        "names belong to the category before", "own_data", "table_comes_back_as_boxes",
+        "names belong to the category before", "datasets", "table_comes_back_as_boxes",
         '{"id": i + 1, "name": label}', '{"id": i, "name": label}',
     ),
     (
-        "folders called 2017 are not found", "own_data", "folders_of_coco_are_found",
+        "folders called 2017 are not found", "datasets", "folders_of_coco_are_found",
         'for name in SPLITS.get(split, (split,)):', "for name in (split,):",
     ),
     (
-        "PNGs among the annotations are not found", "own_data", "folders_of_coco_are_found",
+        "PNGs among the annotations are not found", "datasets", "folders_of_coco_are_found",
         "next((folder for folder in folders if folder.is_dir()), folders[0])", "folders[0]",
     ),
     ("things are called stuff", "own_data", "stuff_is_what_is_no_thing", 'if not c["isthing"]]', 'if c["isthing"]]'),
@@ -259,9 +259,13 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "values[things].mean(0)", "values[things].sum(0)",
     ),
     (
+        "ids without a category begin as things", "own_data", "new_classes_begin_as_the_mean_of_the_old_things",
+        'nobody if name == "N/A" else mean', "mean",
+    ),
+    (
         "biases begin anew", "own_data", "new_classes_begin_as_the_mean_of_the_old_things",
-        "((new_head.weight, old_head.weight), (new_head.bias, old_head.bias))",
-        "((new_head.weight, old_head.weight),)",
+        "((new_head.weight, old_head.weight, 0), (new_head.bias, old_head.bias, 10))",
+        "((new_head.weight, old_head.weight, 0),)",
     ),
     (
         "new classes begin with random numbers", "own_data", "own_classes_begin_with_what_the_checkpoint_knows",

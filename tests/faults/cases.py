@@ -25,7 +25,7 @@ from PIL import Image
 
 from detr_nb import CocoDetection, DetrConfig, DetrForObjectDetection, DetrImageProcessor
 from detr_nb.data import annotation_mask, read_panoptic_file
-from detr_nb.own_data import read_table
+from detr_nb.datasets import read_table
 from detr_nb.training import Recipe
 
 NAN, INF = float("nan"), float("inf")
