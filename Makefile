@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test lab course weights experiments export chapters docs browser bench soak lint clean
+.PHONY: demo test lab course weights experiments export chapters docs browser bench soak floors lint clean
 
 demo: .venv/installed
 	$(BIN)/detr-nb demo
@@ -37,6 +37,9 @@ browser: docs  ## every link of the website, every page in Chromium
 soak: .venv/dev  ## 20,000 generated cases of what users hand to the library
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py
 
+floors: .venv/bin/python  ## the tests with the oldest versions that settings.ini allows, in .venv-floors
+	OMP_NUM_THREADS=1 $(BIN)/python tools/floors.py
+
 bench: .venv/dev  ## ratios against transformers
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py
 
@@ -64,4 +67,4 @@ lint: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv build _docs dist demo runs *.egg-info
+	rm -rf .venv .venv-floors build _docs dist demo runs *.egg-info

@@ -10,7 +10,6 @@ __all__ = [
 
 # %% ../nbs/10_backbone.ipynb #7412a747
 import difflib
-import math
 from collections.abc import Sequence
 from typing import Any
 

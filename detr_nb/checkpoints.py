@@ -426,7 +426,8 @@ class Pretrained(nn.Module):
         **ignored,                         # what training tools pass besides: save_function, state_dict …
     ) -> None:
         """Write `config.json` and `model.safetensors` in the hub's layout; transformers opens them
-        and gives the same numbers.
+        and gives the same numbers, with one exception: it has no `batch_invariant`, so there the
+        boxes of padded images of such a model move, by up to half of the image.
 
         Args:
             folder (str | os.PathLike)
@@ -472,13 +473,16 @@ class Pretrained(nn.Module):
             ValueError: for `every_n_layers` or `offload`, which we do not have.
         """
         if every_n_layers != 1 or offload:
-            raise ValueError(f"every_n_layers={every_n_layers}, offload={offload}: want 1 and False, every layer is here")
-        for module in self.modules():
-            if hasattr(module, "gradient_checkpointing"): module.gradient_checkpointing = True
+            raise ValueError(f"every_n_layers={every_n_layers}, offload={offload}: want 1 and False, for all layers")
+        self._set_checkpointing(True)
 
     activation_checkpointing_enable = gradient_checkpointing_enable  # transformers' newer name
 
     def gradient_checkpointing_disable(self) -> None:
         "Back to keeping what the backward pass needs."
+        self._set_checkpointing(False)
+
+    def _set_checkpointing(self, on: bool) -> None:
+        module: Any
         for module in self.modules():
-            if hasattr(module, "gradient_checkpointing"): module.gradient_checkpointing = False
+            if hasattr(module, "gradient_checkpointing"): module.gradient_checkpointing = on

@@ -366,7 +366,8 @@ def find_images(photos: list[str]) -> list[Path]:
             files = sorted(p for p in path.iterdir() if p.is_file() and p.name != MANIFEST)
             found = [p for p in files if p.suffix.lower() in Image.registered_extensions()]
             others = sorted({p.suffix or p.name for p in files} - {p.suffix for p in found})
-            if others: print(f"{path}: {len(files) - len(found)} files are no images ({', '.join(others)})", file=sys.stderr)
+            if others:
+                print(f"{path}: {len(files) - len(found)} files are no images ({', '.join(others)})", file=sys.stderr)
             paths += found
         else:
             matches = [] if path.exists() else [Path(p) for p in sorted(glob.glob(photo))]
@@ -701,11 +702,9 @@ def draw_check(data: Path, reports: list[dict], panoptic: bool, path: Path) -> N
         panoptic (bool)
         path (Path)
     """
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     shown = [] if panoptic else reports  # segments are drawn with their masks: see `draw_panoptic`
-    figure = plt.figure(figsize=(9, 2 * len(shown) + 3), layout="constrained")
+    figure = Figure(figsize=(9, 2 * len(shown) + 3), layout="constrained")
     *rows, last = figure.subfigures(len(shown) + 1, 1, squeeze=False, height_ratios=[2] * len(shown) + [3])[:, 0]
     for row, report in zip(rows, shown):
         dataset = detr_nb.datasets.open_split(data, report["split"], skip_missing=True)
@@ -713,7 +712,6 @@ def draw_check(data: Path, reports: list[dict], panoptic: bool, path: Path) -> N
         detr_nb.datasets.draw_split(dataset, 6, axes=row.subplots(1, 6))
     detr_nb.datasets.draw_counts(reports, last.subplots(1, 2))
     with detr_nb.files.atomic(path) as part: figure.savefig(part, dpi=110)
-    plt.close(figure)
 
 # %% ../nbs/52_cli.ipynb #32ff31de
 @data_app.command(name="from-table")

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from .data import CocoDetection, CocoPanoptic, Fault, detection_target, first_three, raise_faults, read_entry
-from .files import orientation, read_json, upright_size, write_json
+from .files import orientation, read_image, read_json, upright_size, write_json
 from .visualization import grid, show_boxes
 
 # %% auto #0
@@ -243,6 +243,13 @@ def open_split(
     return CocoPanoptic(images, pngs, truth, skip_missing=skip_missing)
 
 # %% ../nbs/96_datasets.ipynb #31dbbab4
+def _why_unreadable(path: Path) -> str:
+    "What is wrong with an image file; nothing for a whole one and for a file without an image's ending."
+    if path.suffix.lower() not in Image.registered_extensions(): return ""
+    try: read_image(path)
+    except (OSError, ValueError) as error: return str(error)
+    return ""
+
 def convert_dataset(
     images: str | os.PathLike,        # folder
     labels: str | os.PathLike,        # folder of VOC's XML or YOLO's text files
@@ -266,7 +273,7 @@ def convert_dataset(
         Path: the annotation file
 
     Raises:
-        ValueError: for another format or without names.
+        ValueError: for another format, without names, or for images that cannot be read.
         FileExistsError: rather than overwrite.
     """
     if format not in ("voc", "yolo"): raise ValueError(f"format={format!r}: want 'voc' or 'yolo'")
@@ -282,6 +289,8 @@ def convert_dataset(
         raise ValueError("converting needs supervision: pip install 'detr_nb[data]'") from error
     path = Path(folder) / "annotations" / f"instances_{split}.json"
     if path.exists(): raise FileExistsError(f"{path} exists: nothing is overwritten")
+    if broken := [message for image in sorted(Path(images).iterdir()) if (message := _why_unreadable(image))]:
+        raise ValueError(f"{len(broken)} images cannot be read, nothing is written: {first_three(broken)}")
     read = DetectionDataset.from_pascal_voc if format == "voc" else DetectionDataset.from_yolo
     dataset = read(str(images), str(labels), *([str(names)] if names else []))
     with tempfile.TemporaryDirectory() as work:
@@ -349,11 +358,12 @@ def check_split(
     crowded = [f"image {i} has {count}" for i, count in an_image.items() if count > queries]
     if crowded: faults["queries"].append(f"more objects than {queries} queries: {first_three(crowded)}")
     sides = [math.sqrt(a["area"]) for a in objects]
+    limits = {"small": (0, 32), "medium": (32, 96), "large": (96, math.inf)}
     report |= {
         "images": len(coco.imgs), "objects": len(objects), "crowds": len(coco.anns) - len(objects),
         "without objects": len(coco.imgs) - len(an_image), "most in an image": max(an_image.values(), default=0),
         "classes": {n: sum(a["category_id"] == i for a in objects) for i, n in dataset.id2label.items()},
-        "by size": dict(zip(("small", "medium", "large"), [sum(a <= s < b for s in sides) for a, b in ((0, 32), (32, 96), (96, math.inf))])),
+        "by size": {name: sum(a <= side < b for side in sides) for name, (a, b) in limits.items()},
         "sides": sides, "hashes": {key: paths[0] for key, paths in copies.items()},
         "faults": {kind: messages for kind, messages in faults.items() if messages},
     }
@@ -370,14 +380,15 @@ def format_report(report: Mapping[str, Any]) -> str:
     """
     tables = "classes", "by size"
     rows = [f"{k:18}{v:>7}" for k, v in report.items() if k not in ("faults", "notes", "sides", "hashes", *tables)]
-    for title in tables: rows += [f"{f'{title}: {name}':18}{count:7}" for name, count in report.get(title, {}).items()]
+    counts = [(f"{title}: {name}", count) for title in tables for name, count in report.get(title, {}).items()]
+    rows += [f"{name:18}{count:7}" for name, count in counts]
     rows += [f"FAULT {kind}, {len(found)} times: {first_three(found)}" for kind, found in report["faults"].items()]
     rows += [f"note, {len(report['notes'])} times: {first_three(report['notes'])}"] if report["notes"] else []
     return "\n".join(rows)
 
 # %% ../nbs/96_datasets.ipynb #34ba2c8c
 def draw_split(
-    dataset: CocoDetection,
+    dataset: Any,    # a `CocoDetection`
     count: int = 8,  # images, spread evenly over the split
     axes=None,       # draw here; None: a new figure
 ):
@@ -385,7 +396,7 @@ def draw_split(
     read is left empty.
 
     Args:
-        dataset (CocoDetection)
+        dataset (Any): a `CocoDetection`
         count (int): images, spread evenly over the split. Defaults to 8.
         axes: draw here; None: a new figure
     """

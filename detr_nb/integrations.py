@@ -9,16 +9,19 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer as Trainer  # what editors see
+
+_all_ = ["Trainer"]
 
 # %% auto #0
 __all__ = [
+    "Trainer"
 ]
 
 # %% ../nbs/97_integrations.ipynb #39245971
 @cache
 def _make_trainer() -> Any:
-    "A subclass of transformers' Trainer, made when it is first asked for: transformers is not needed for anything else."
+    "A subclass of transformers' Trainer, made when it is first asked for, because nothing else needs transformers."
     try: import transformers
     except ImportError as error:
         raise ImportError("detr_nb.integrations.Trainer is transformers' Trainer: pip install transformers") from error

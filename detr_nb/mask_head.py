@@ -294,7 +294,8 @@ def draw_batch(
     Returns:
         Tensor: (B, N, H, W) logits
     """
-    head, attention, invariant = model.mask_head, model.bbox_attention, model.config.batch_invariant
+    head: Any = model.mask_head
+    attention, invariant = model.bbox_attention, model.config.batch_invariant
     last, mask = features[-1]
     batched = lambda layer, x: layer(x.flatten(0, 1)).unflatten(0, (-1, x.shape[1]))
     inside = lambda mask, x: (mask if invariant else torch.ones_like(mask))[:, None, None].to(x.dtype)
@@ -307,7 +308,8 @@ def draw_batch(
     real = inside(mask, maps)
     grid = tokens.features.mT.unflatten(2, last.shape[-2:]) * real[:, 0]
     shared, own = head.lay1.weight.split([grid.shape[1], attention.num_heads], dim=1)
-    x = batched(lambda maps: conv2d(maps, own, padding=1), maps) + conv2d(grid, shared, head.lay1.bias, padding=1)[:, None]
+    x = batched(lambda maps: conv2d(maps, own, padding=1), maps)
+    x = x + conv2d(grid, shared, head.lay1.bias, padding=1)[:, None]
     x = active(head.gn2, batched(head.lay2, active(head.gn1, x, real)), real)
     for i, (level, mask) in enumerate(features[-2:-5:-1], start=1):
         adapter, layer, norm = (head.get_submodule(name) for name in (f"adapter{i}", f"lay{i + 2}", f"gn{i + 2}"))
@@ -530,7 +532,7 @@ class DetrForSegmentation(Pretrained):
         predictions = predict_from(self.detr, states[None] if labels is None else learned_states(hidden))
         predictions["pred_masks"] = (
             draw_batch(self, features, tokens, memory, states) if torch.compiler.is_compiling()
-            else torch.stack(draw_masks(self, features, tokens, memory, states))
+            else torch.stack(draw_masks(self, features, tokens, memory, list(states)))
         )
         loss, parts = (None, None) if labels is None else self.detr.loss(predictions, labels, self.criterion)
         output = DetrSegmentationOutput(loss=loss, loss_dict=parts, **predictions, **hidden_fields(hidden))

@@ -46,7 +46,7 @@ def find_coins(photo: np.ndarray) -> list[tuple[int, int, int, int]]:
     certain = np.where(photo < 30, 1, np.where(photo > 150, 2, 0))  # 1 ground, 2 coin, 0 not known
     coins = ndimage.binary_fill_holes(watershed(sobel(photo), certain) == 2)
     numbered, _ = ndimage.label(coins)
-    regions = [s for i, s in enumerate(ndimage.find_objects(numbered), start=1) if (numbered[s] == i).sum() > 200]
+    regions: Any = [s for i, s in enumerate(ndimage.find_objects(numbered), start=1) if (numbered[s] == i).sum() > 200]
     return [(x.start, y.start, x.stop, y.stop) for y, x in regions]
 
 # %% ../nbs/42_own_data.ipynb #387820e7
@@ -274,6 +274,7 @@ def compare_coins(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = None if start in ("backbone", "nothing") else "scenes"
+        network: Any
         network, processor = start_training(squares, model, preset="scenes", pretrained=start != "nothing")
     if start == "random head": network.class_labels_classifier.reset_parameters()
     recipe = Recipe(

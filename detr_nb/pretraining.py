@@ -248,7 +248,7 @@ def init_scenes_detector(
     torch.manual_seed(seed)
     detector = DetrForObjectDetection(scenes_config(use_pretrained_backbone=False))
     detector.model.backbone.conv_encoder.model.load_state_dict(read_weights(backbone))
-    detector.unfreeze_backbone()  # its eyes are young: stem and layer1 go on learning
+    detector.unfreeze_backbone()  # stem and layer1 go on learning, too
     return detector
 
 # %% ../nbs/40_pretraining.ipynb #98333889

@@ -83,3 +83,22 @@ def test_four_stages_and_channels_last(name, size):
 
 def test_other_channels():
     assert ConvEncoder("resnet18", in_chans=1)(torch.zeros(1, 1, 64, 64), torch.ones(1, 64, 64))[-1][0].shape == (1, 512, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "regnety_002", "detr_nb_resnet"])
+def test_no_branch_of_a_fresh_network_is_dead(name):
+    "timm begins the last norm of a residual block at 0; frozen, it would stay there and let no gradient through."
+    torch.manual_seed(0)
+    encoder = ConvEncoder(name)
+    assert not [n for n, b in encoder.model.named_buffers() if n.endswith("weight") and not b.any()]
+    for parameter in encoder.parameters(): parameter.requires_grad_(True)
+    encoder(torch.rand(1, 3, 64, 64), torch.ones(1, 64, 64))[-1][0].square().sum().backward()
+    assert not [n for n, p in encoder.model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_norms_of_a_checkpoint_are_not_touched():
+    "A weight of 0 that was learned stays 0."
+    encoder = ConvEncoder("resnet18")
+    state = {k: torch.zeros_like(v) if k.endswith("bn2.weight") else v for k, v in encoder.state_dict().items()}
+    encoder.load_state_dict(state)
+    assert not encoder.state_dict()["model.layer1.0.bn2.weight"].any()

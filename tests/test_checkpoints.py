@@ -289,3 +289,20 @@ def test_learned_positions_come_back(kind, tmp_path):
     model.save_pretrained(tmp_path)
     again = kind.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(again[k], v) for k, v in model.state_dict().items())
+
+
+def test_two_tensors_under_one_name():
+    "transformers 5 may have learned positions twice: equal ones are one, others an error."
+    names = "model.backbone.position_embedding.row_embeddings.weight", "model.position_embedding.row_embeddings.weight"
+    same = to_hub_layout({name: torch.ones(3, 2) for name in names})
+    assert list(same) == [names[0]] and same[names[0]].shape == (3, 2)
+    with pytest.raises(ValueError, match=f"{names[1]}: a second tensor for {names[0]}"):
+        to_hub_layout({names[0]: torch.ones(3, 2), names[1]: torch.zeros(3, 2)})
+
+
+def test_gradient_checkpointing_refuses_what_it_does_not_have():
+    model = DetrForObjectDetection.from_pretrained("scenes")
+    for options in ({"every_n_layers": 2}, {"offload": True}):
+        with pytest.raises(ValueError, match="want 1 and False"): model.activation_checkpointing_enable(**options)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    assert model.model.decoder.gradient_checkpointing

@@ -108,7 +108,7 @@ def test_detect_instance_and_semantic(photos, tmp_path):
     from detr_nb.data import coco_index
     results = json.loads((tmp_path / "out" / "instance.json").read_text())
     truth = coco_index({"images": [{"id": 1}], "categories": [{"id": i} for i in range(13)], "annotations": []})
-    assert all(set(annotation) == {"image_id", "category_id", "segmentation", "score"} for annotation in results)
+    assert all(set(annotation) == {"image_id", "file_name", "category_id", "segmentation", "score"} for annotation in results)
     loaded = truth.loadRes(results).anns.values()  # as COCO's own reader takes them
     said = [int(line.split()[-2]) for line in result.stdout.splitlines() if line.endswith(" pixels")]
     assert [a["area"] for a in loaded] == said and len(said) > 3 and min(said) > 0
@@ -223,3 +223,36 @@ def test_mistakes_are_one_line(arguments, message, tmp_path):
     result = run(*arguments, cwd=tmp_path, env={**__import__("os").environ, "HF_HUB_OFFLINE": "1"})
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_files_in_the_way_are_found_before_the_work(photos, tmp_path):
+    "Somebody's file under a name that would be written: exit code 2, and nothing at all was written."
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "panoptic.json").write_text("mine")
+    result = run("detect", str(photos), "--model", "scenes", "--task", "panoptic", "--out", str(out))
+    assert result.returncode == 2 and "panoptic.json exists" in result.stderr and not result.stdout
+    assert sorted(p.name for p in out.iterdir()) == ["panoptic.json"] and (out / "panoptic.json").read_text() == "mine"
+
+
+def test_label_files_beside_the_images(photos):
+    "A labelling tool's files have no image's ending: they are counted on stderr, and no fault."
+    for name in ("a.xml", "b.txt"): (photos / name).write_text("x")
+    images = [p for p in photos.iterdir() if p.suffix in (".png", ".jpg", ".webp")]
+    result = run("detect", str(photos), "--model", "scenes", "--json")
+    assert result.returncode == 0 and "2 files are no images (.txt, .xml)" in result.stderr
+    assert len(result.stdout.splitlines()) == len(images)
+
+
+def test_masks_of_objects_name_their_file(photos, tmp_path):
+    result = run("detect", str(photos), "--model", "scenes", "--task", "instance", "--out", str(tmp_path / "out"))
+    entries = json.loads((tmp_path / "out" / "instance.json").read_text())
+    assert result.returncode == 0 and entries
+    assert {entry["file_name"] for entry in entries} <= {p.name for p in photos.iterdir()}
+    assert len({(entry["image_id"], entry["file_name"]) for entry in entries}) == len({entry["image_id"] for entry in entries})
+
+
+def test_check_draws_images_and_counts(data, tmp_path):
+    result = run("data", "check", str(data), "--figure", str(tmp_path / "check.png"))
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / "check.png") as figure: assert figure.width > 800 and figure.height > 400

@@ -251,3 +251,27 @@ def test_panoptic_png_that_exif_would_turn_is_refused(tmp_path):
     from detr_nb.data import read_panoptic
     with pytest.raises(ValueError, match="a.png has EXIF orientation 6: want a panoptic PNG as it is stored"):
         read_panoptic(turned_file(tmp_path / "a.png", 30, 40, 6), [{"id": 1}])
+
+
+def test_whole_numbers_may_be_floats():
+    "Albumentations gives labels back as 9.0; a half is no category."
+    import numpy as np
+
+    from detr_nb.data import detection_target
+    entry = {"bbox": np.array([1.0, 2, 5, 5]), "category_id": np.float64(9), "iscrowd": 0.0}
+    target = detection_target({"image_id": 1, "annotations": [entry]}, 20, 20)
+    assert target["class_labels"].tolist() == [9] and target["class_labels"].dtype == torch.int64
+    for wrong in (9.5, float("nan"), float("inf"), -1.0, "9"):
+        with pytest.raises(ValueError, match="category_id="):
+            detection_target({"image_id": 1, "annotations": [entry | {"category_id": wrong}]}, 20, 20)
+
+
+def test_crop_keeps_every_field_of_an_object_with_it():
+    from detr_nb.transforms import crop
+    target = {
+        "boxes": torch.tensor([[0.0, 0, 9, 9], [50, 50, 60, 60]]), "class_labels": torch.tensor([1, 2]),
+        "keypoints": torch.tensor([[[1.0, 1]], [[55, 55]]]), "orig_size": torch.tensor([100, 100]), "area": torch.tensor([81.0, 100]),
+    }
+    _, kept = crop(torch.zeros(3, 100, 100), target, 40, 40, 30, 30)
+    assert kept["keypoints"].tolist() == [[[55, 55]]] and kept["class_labels"].tolist() == [2]
+    assert kept["orig_size"].tolist() == [100, 100] and kept["boxes"].shape == (1, 4)

@@ -225,7 +225,7 @@ def test_row_11_nothing_of_others_is_overwritten(scenes, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").write_bytes(b"mine")
     refused = run("detect", photos / "a.jpg", "--model", "scenes", "--out", tmp_path / "out")
-    assert refused.returncode == 2 and "a.png exists, and no such command wrote it" in refused.stderr
+    assert refused.returncode == 2 and "a.png exists, and detr-nb did not write it" in refused.stderr
     assert (tmp_path / "out" / "a.png").read_bytes() == b"mine"
     for _ in range(2): assert run("detect", photos / "a.jpg", "--model", "scenes", "--out", tmp_path / "new").returncode == 0
     truth = scenes / "annotations" / "instances_val.json"
@@ -598,7 +598,7 @@ def test_check_finds_what_was_put_there(scenes, tmp_path):
     good = run("data", "check", data, "--queries", 40, "--json", tmp_path / "good.json", "--figure", tmp_path / "figure.png")
     assert good.returncode == 0 and (tmp_path / "figure.png").stat().st_size > 1000, good.stderr
     report = json.loads((tmp_path / "good.json").read_text())["splits"][0]
-    assert report["images"] == 6 and sum(report["classes"].values()) == report["objects"] == sum(report["small, medium, large"])
+    assert report["images"] == 6 and sum(report["classes"].values()) == report["objects"] == sum(report["by size"].values())
     (data / "val" / "000001.png").write_bytes((data / "train" / "000001.png").read_bytes())
     (data / "val" / "000002.png").write_bytes(b"no image")
     (data / "val" / "000003.png").unlink()
@@ -664,3 +664,17 @@ def test_row_29_saving_as_training_tools_do(tmp_path):
     for arguments in ({"push_to_hub": True}, {"safe_serialization": False}):
         with pytest.raises(ValueError, match=next(iter(arguments))): model.save_pretrained(tmp_path / "x", **arguments)
     with pytest.raises(TypeError, match="no_such"): model.save_pretrained(tmp_path / "x", no_such=1)
+
+
+def test_convert_names_images_that_cannot_be_read(tmp_path):
+    "supervision says 'image file is truncated' and nothing more."
+    from detr_nb.datasets import convert_dataset
+    for kind in ("images", "labels"): (tmp_path / kind).mkdir()
+    for name in ("a.png", "b.png"): Image.new("RGB", (32, 32), "teal").save(tmp_path / "images" / name)
+    (tmp_path / "images" / "b.png").write_bytes((tmp_path / "images" / "b.png").read_bytes()[:60])
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("names: [pot]\n")
+    with pytest.raises(ValueError, match="1 images cannot be read, nothing is written: .*b.png: not a whole image"):
+        convert_dataset(tmp_path / "images", tmp_path / "labels", tmp_path / "out", "train", "yolo", tmp_path / "data.yaml")
+    assert not (tmp_path / "out").exists()

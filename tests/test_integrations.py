@@ -201,14 +201,13 @@ def test_gradient_checkpointing_under_trainer(rows, tmp_path):
     "Trainer switches it on by a method; the weights after three steps are the same, to rounding."
     import transformers
     _, train, _ = rows
-    weights = []
+    weights, batches = [], [train[i] for i in range(8)]
     for on in (False, True):
         model = fresh()
         arguments = transformers.TrainingArguments(
             str(tmp_path / str(on)), max_steps=2, per_device_train_batch_size=4, remove_unused_columns=False, report_to=[],
             use_cpu=True, save_strategy="no", gradient_checkpointing=on, disable_tqdm=True, seed=0,
         )
-        batches = [train[i] for i in range(8)] if not on else batches
         transformers.Trainer(model=model, args=arguments, train_dataset=batches, data_collator=collate).train()
         assert model.model.encoder.gradient_checkpointing is on and model.model.decoder.gradient_checkpointing is on
         weights.append(model.state_dict())
@@ -221,9 +220,9 @@ def test_trainer_without_transformers(monkeypatch):
     import detr_nb.integrations as integrations
     integrations._make_trainer.cache_clear()
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match="pip install transformers"): integrations.Trainer
+    with pytest.raises(ImportError, match="pip install transformers"): _ = integrations.Trainer
     integrations._make_trainer.cache_clear()
-    with pytest.raises(AttributeError, match="it has Trainer"): integrations.Treiner
+    with pytest.raises(AttributeError, match="it has Trainer"): _ = integrations.Treiner
 
 
 def test_a_trainer_that_is_not_main_writes_nothing(tmp_path):

@@ -12,6 +12,7 @@ import torch
 
 from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection
 from detr_nb.files import ASSETS, experiment, read_log
+from detr_nb.own_data import compare_coins
 from detr_nb.pretraining import (
     PretrainingScenes, compare_beginnings, init_scenes_detector, pretrain_backbone, scenes_config, scenes_processor,
 )
@@ -314,9 +315,9 @@ def test_stored_losses_of_learning_by_heart(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beginning", ["pretrained", "frozen", "random"])
+@pytest.mark.parametrize("beginning", ["pretrained", "frozen", "random", "normalised"])
 def test_stored_beginnings(beginning):
-    "The first five steps from each of the three backbones again, to 1 %."
+    "The first five steps from each of the four backbones again, to 1 %."
     stored = [row for row in experiment("beginnings") if row["beginning"] == beginning and row["seed"] == 0]
     assert [row["step"] for row in stored] == [1, 5, *range(250, 2001, 250)]
     torch.set_num_threads(1)
@@ -324,7 +325,20 @@ def test_stored_beginnings(beginning):
     np.testing.assert_allclose([row["loss"] for row in again], [row["loss"] for row in stored[:2]], rtol=0.01)
 
 
-def test_experiments_refuse_what_they_do_not_know():
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", [{"count": 20}, {"start": "random head"}, {"start": "nothing"}, {"least": 0.1}], ids=str)
+def test_stored_coins(trial, tmp_path):
+    "The first step of a training on the photograph of coins again, to 1 %."
+    pytest.importorskip("skimage")
+    usual = {"count": 160, "start": "checkpoint", "seed": 0, "least": 0.4, "steps": 70}
+    stored = [row for row in experiment("coins") if all(row[key] == value for key, value in (usual | trial).items())]
+    torch.set_num_threads(1)
+    again = compare_coins(tmp_path, **trial, stop=1)
+    assert len(stored) == 1 and again["loss"] == pytest.approx(stored[0]["loss"], rel=0.01)
+
+
+def test_experiments_refuse_what_they_do_not_know(tmp_path):
     "A misspelt beginning or fault would silently be the usual run."
+    with pytest.raises(ValueError, match="start='checkpiont': want"): compare_coins(tmp_path, start="checkpiont")
     with pytest.raises(ValueError, match="beginning='fresh': want"): compare_beginnings("fresh", stop=1)
     with pytest.raises(ValueError, match="fault='corner': want"): learn_by_heart(steps=1, fault="corner")

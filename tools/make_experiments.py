@@ -33,20 +33,17 @@ def napkin() -> None:
 
 
 def beginnings() -> None:
-    "40 · Pretraining: a detector that begins with a pretrained, a frozen or a random backbone."
-    rows = [
-        row for beginning in ("pretrained", "frozen", "random") for seed in (0, 1)
-        for row in compare_beginnings(beginning, seed)
-    ]
-    longer = compare_beginnings("random", steps=11_000)  # 88,000 scenes: as many as pretraining and training had
-    write("beginnings", rows + [row | {"beginning": "random 11000"} for row in longer])
+    "40 · Pretraining: a detector with a pretrained, a frozen, or a random backbone, and one whose norms learn."
+    trials = [(beginning, seed) for beginning in ("pretrained", "frozen") for seed in (0, 1)]
+    rows = [row for trial in (*trials, ("random", 0), ("normalised", 0)) for row in compare_beginnings(*trial)]
+    longer = compare_beginnings("normalised", steps=6_000)  # 48,000 scenes
+    write("beginnings", rows + [row | {"beginning": "normalised, longer"} for row in longer])
 
 
 def coins() -> None:
     "42 · Your own data: how many images, what to start from, and a rule that changes."
-    trials = [
-        {"start": start, "seed": seed} for seed in range(3) for start in ("checkpoint", "random head", "backbone", "nothing")
-    ]
+    starts = "checkpoint", "random head", "backbone", "nothing"
+    trials = [{"start": start, "seed": seed} for seed in range(3) for start in starts]
     trials += [{"count": count, "seed": seed} for seed in range(3) for count in (1, 5, 20, 80)]
     trials += [{"least": 0.1, "seed": seed} for seed in range(3)] + [{"start": "nothing", "steps": 1000}]
     rows = []

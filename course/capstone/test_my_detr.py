@@ -1,5 +1,5 @@
-"""The capstone's tests: `pytest -q` in this folder. They read `my_detr.py` here, or the file that DETR names. The last ones
-train, print the score and save `answers.png` beside that file."""
+"""The capstone's tests: `pytest -q` in this folder. They read `my_detr.py` here, or the file that DETR names. The last
+ones train, print the score and save `answers.png` beside that file."""
 import importlib.util
 import os
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_every_image_is_answered_alone(model, some):
     with torch.no_grad(): together, alone = model(some[0]), model(some[0][2:3])
     for a, b in zip(together, alone):
         apart = (a[:, 2:3] - b).abs().max()
-        assert apart < 1e-3, f"an image gets another answer in a batch than alone (up to {apart:.3f} apart): do images mix?"
+        assert apart < 1e-3, f"an image gets another answer in a batch than alone ({apart:.3f} apart): do images mix?"
 
 
 def test_answers_depend_on_image_and_query(model, some):
@@ -100,7 +100,8 @@ def test_match_is_the_cheapest(mine):
 
 def one_image(*objects):
     "The truth of one image: pairs of a label and a box."
-    return [{"labels": torch.tensor([label for label, _ in objects]), "boxes": torch.tensor([box for _, box in objects])}]
+    labels, boxes = zip(*objects)
+    return [{"labels": torch.tensor(labels), "boxes": torch.tensor(boxes)}]
 
 
 def test_loss_is_small_only_for_right_answers(mine, some):
@@ -118,7 +119,10 @@ def test_class_and_box_both_decide_the_match(mine):
     logits, boxes = perfect(one_image((0, middle), (1, middle)))
     crossed = mine.loss(logits, boxes, one_image((1, left), (0, right)))   # boxes cannot tell: the classes must
     same = mine.loss(perfect(one_image((0, middle), (0, middle)))[0], boxes, one_image((0, left), (0, right)))
-    assert abs(crossed - same) < 0.5, f"two objects in the wrong hands cost {crossed:.2f}, in the right ones {same:.2f}: what is the class's sign in the cost?"
+    assert abs(crossed - same) < 0.5, (
+        f"two objects that only their classes tell apart cost {crossed:.2f}, not {same:.2f}: has the class the right "
+        "sign in the cost?"
+    )
     logits, boxes = perfect(one_image((0, left), (0, right)))              # classes cannot tell: the boxes must
     found = mine.loss(logits, boxes, one_image((0, right), (0, left)))
     assert found < 0.1, f"two equal objects at their places cost {found:.2f}: do boxes count in the matching?"
@@ -132,7 +136,8 @@ def test_every_class_counts_alike(mine):
         silent = logits.clone()
         silent[:, :, 0] = logits[:, :, 1]  # the query that knows says "nothing"
         costs.append(float(mine.loss(silent, boxes, truth)))
-    assert max(costs) < 1.3 * min(costs), f"to miss a shape costs {[round(c, 2) for c in costs]} for the three classes: which class has the small weight?"
+    shown = ", ".join(f"{cost:.2f}" for cost in costs)
+    assert max(costs) < 1.3 * min(costs), f"missing a square, disc, triangle costs {shown}: which has a small weight?"
 
 
 def test_loss_knows_no_order(mine, some):
@@ -142,10 +147,10 @@ def test_loss_knows_no_order(mine, some):
     loss = mine.loss(logits, boxes, truth)
     turned = [{name: value.flip(0) for name, value in t.items()} for t in truth]
     order = torch.randperm(6)
-    for what, other in (
-        ("objects", mine.loss(logits, boxes, turned)), ("queries", mine.loss(logits[:, :, order], boxes[:, :, order], truth))
-    ):
-        assert torch.isclose(other, loss, rtol=1e-4, atol=1e-5), f"the same {what} in another order cost {other:.4f}, not {loss:.4f}"
+    shuffled = mine.loss(logits[:, :, order], boxes[:, :, order], truth)
+    for what, other in (("objects", mine.loss(logits, boxes, turned)), ("queries", shuffled)):
+        same = torch.isclose(other, loss, rtol=1e-4, atol=1e-5)
+        assert same, f"the same {what} in another order cost {other:.4f}, not {loss:.4f}"
 
 
 def test_duplicates_cost(mine, some):
@@ -153,7 +158,8 @@ def test_duplicates_cost(mine, some):
     logits, boxes = perfect(truth)
     again_logits, again_boxes = logits.clone(), boxes.clone()
     again_logits[:, :, 5], again_boxes[:, :, 5] = logits[:, :, 0], boxes[:, :, 0]
-    assert mine.loss(again_logits, again_boxes, truth) > mine.loss(logits, boxes, truth) + 0.1, "a second answer should cost"
+    twice = mine.loss(again_logits, again_boxes, truth)
+    assert twice > mine.loss(logits, boxes, truth) + 0.1, "a second answer should cost"
 
 
 def test_every_layer_counts(mine, some):
@@ -217,8 +223,8 @@ def trained(mine, pytestconfig):
     plt.close(figure)
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(
-            f"\n{score.exact:.1%} of the images all right, {score.duplicates} duplicates, precision {score.precision:.1%}, "
-            f"recall {score.recall:.1%}; look at {path}"
+            f"\n{score.exact:.1%} of the images all right, {score.duplicates} duplicates, precision "
+            f"{score.precision:.1%}, recall {score.recall:.1%}; look at {path}"
         )
     return score
 
