@@ -239,13 +239,11 @@ def load_weights(
         parts = ", ".join(sorted({k.split(".")[0] for k in fresh}))
         warnings.warn(f"begun afresh, for {source} does not have them: {parts}", stacklevel=3)
         missing -= fresh
-    for verb, names, which in (
-        ("lacks", missing, "of the model's tensors"),
-        ("has", state.keys() - own.keys(), "that the model does not have"),
-    ):
-        if names:
-            some = f"{len(names)} ({', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''})"
-            raise ValueError(f"{source} {verb} {some} {which}: the config belongs to another network")
+    some = lambda names: f"{len(names)} ({', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''})"
+    faults = [f"lacks {some(missing)} of the model's tensors"] if missing else []
+    if more := state.keys() - own.keys(): faults.append(f"has {some(more)} that the model does not have")
+    why = "the config belongs to another network" + (", or the file has names not known here" if len(faults) == 2 else "")
+    if faults: raise ValueError(f"{source} {', and '.join(faults)}: {why}")
     shapes = ", ".join(f"{k} {tuple(state[k].shape)} → {tuple(own[k].shape)}" for k in wrong)
     if wrong and not ignore_mismatched_sizes:
         raise ValueError(

@@ -9,6 +9,7 @@ import glob
 import json
 import sys
 import tempfile
+import traceback
 import warnings
 from dataclasses import replace
 from enum import Enum
@@ -781,9 +782,12 @@ def check_command(
 
 # %% ../nbs/52_cli.ipynb #8014c7ed
 def main() -> None:
-    "The command `detr-nb`. What is wrong is said in one line, with exit code 2."
+    "The command `detr-nb`. What is wrong is said in one line, with exit code 2; a fault of the program ends with 3."
     try:
         app()
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"detr-nb: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(3) from None

@@ -300,12 +300,12 @@ def convert_dataset(
     first = min((category["id"] for category in data["categories"]), default=1)
     for entry in data["categories"]: entry["id"] += 1 - first  # from 1, as in COCO
     for entry in data["annotations"]: entry["category_id"] += 1 - first
+    targets = {entry["file_name"]: Path(folder) / split / entry["file_name"] for entry in data["images"]}
+    if taken := [str(target) for target in targets.values() if target.exists()]:
+        raise FileExistsError(f"{len(taken)} images exist, nothing is overwritten: {first_three(taken)}")
     (Path(folder) / split).mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(exist_ok=True)
-    for entry in data["images"]:
-        target = Path(folder) / split / entry["file_name"]
-        if target.exists(): raise FileExistsError(f"{target} exists: nothing is overwritten")
-        shutil.copyfile(Path(images) / entry["file_name"], target)
+    for name, target in targets.items(): shutil.copyfile(Path(images) / name, target)
     write_json(data, path)
     return path
 
@@ -429,5 +429,5 @@ def draw_counts(
         left.barh([k + 0.4 * i for k in range(len(counts))], counts, height=0.35, label=report["split"])
         right.hist(report["sides"], bins=30, histtype="step", density=True, label=report["split"])
     left.set(yticks=range(len(reports[0]["classes"])), yticklabels=list(reports[0]["classes"]), xlabel="objects")
-    right.set(xlabel="root of the area, pixels", ylabel="share of the objects")
+    right.set(xlabel="root of the area, pixels", ylabel="density")
     for ax in (left, right): ax.legend(frameon=False, fontsize=8)

@@ -60,7 +60,7 @@ def cut_squares(
     count: int,
     seed: int,
     least: float = 0.4,  # the share of a coin's box that must be inside
-) -> list[list[tuple[float, float, float, float]]]:  # for each square, the boxes of coins that have less inside
+) -> list[list[tuple[float, ...]]]:  # for each square, of the coins at its edge: the share inside, and the box
     """Random squares of one part of the photograph, as a split of a COCO folder.
 
     Args:
@@ -73,28 +73,29 @@ def cut_squares(
         least (float): the share of a coin's box that must be inside. Defaults to 0.4.
 
     Returns:
-        list[list[tuple[float, float, float, float]]]: for each square, the boxes of coins that have
-            less inside
+        list[list[tuple[float, ...]]]: for each square, of the coins at its edge: the share inside,
+            and the box
     """
-    rng, table, slivers = np.random.default_rng(seed), {}, []
+    rng, table, pieces = np.random.default_rng(seed), {}, []
     left, right = (0, BORDER) if split == "train" else (BORDER, photo.shape[1])
     (folder / split).mkdir(parents=True)
     for i in range(count):
         side = int(rng.integers(96, 150))
         x, y = int(rng.integers(left, right - side + 1)), int(rng.integers(0, len(photo) - side + 1))
-        kept: dict[bool, list] = {True: [], False: []}
+        inside, cut = [], []
         for x0, y0, x1, y1 in coins:
             box = max(x0, x) - x, max(y0, y) - y, min(x1, x + side) - x, min(y1, y + side) - y
             width, height = box[2] - box[0], box[3] - box[1]
             if width <= 0 or height <= 0: continue
-            enough = width * height >= least * (x1 - x0) * (y1 - y0)
-            kept[enough].append(tuple(value * 128 / side for value in box))
+            share, scaled = width * height / ((x1 - x0) * (y1 - y0)), tuple(value * 128 / side for value in box)
+            if share >= least: inside.append(("coin", *scaled))
+            if share < 1: cut.append((share, *scaled))
         square = Image.fromarray(np.stack([photo[y : y + side, x : x + side]] * 3, -1))
         square.resize((128, 128)).save(folder / split / f"{i:03d}.png")
-        table[f"{i:03d}.png"] = [("coin", *box) for box in kept[True]]
-        slivers.append(kept[False])
+        table[f"{i:03d}.png"] = inside
+        pieces.append(cut)
     write_coco(folder, split, table, labels=["coin"])
-    return slivers
+    return pieces
 
 # %% ../nbs/42_own_data.ipynb #3d2c09cb
 @torch.no_grad()
