@@ -242,7 +242,8 @@ def load_weights(
     some = lambda names: f"{len(names)} ({', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''})"
     faults = [f"lacks {some(missing)} of the model's tensors"] if missing else []
     if more := state.keys() - own.keys(): faults.append(f"has {some(more)} that the model does not have")
-    why = "the config belongs to another network" + (", or the file has names not known here" if len(faults) == 2 else "")
+    why = "the config belongs to another network"
+    if len(faults) == 2: why += ", or the file has names not known here"
     if faults: raise ValueError(f"{source} {', and '.join(faults)}: {why}")
     shapes = ", ".join(f"{k} {tuple(state[k].shape)} → {tuple(own[k].shape)}" for k in wrong)
     if wrong and not ignore_mismatched_sizes:
