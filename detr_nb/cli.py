@@ -704,7 +704,7 @@ def draw_check(data: Path, reports: list[dict], panoptic: bool, path: Path) -> N
         path (Path)
     """
     from matplotlib.figure import Figure
-    shown = [] if panoptic else reports  # segments are drawn with their masks: see `draw_panoptic`
+    shown = [] if panoptic else reports  # of segments, the counts alone are drawn
     figure = Figure(figsize=(9, 2 * len(shown) + 3), layout="constrained")
     *rows, last = figure.subfigures(len(shown) + 1, 1, squeeze=False, height_ratios=[2] * len(shown) + [3])[:, 0]
     for row, report in zip(rows, shown):

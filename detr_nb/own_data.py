@@ -30,12 +30,17 @@ __all__ = [
 ]
 
 # %% ../nbs/42_own_data.ipynb #3a6a9c75
-def find_coins(photo: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Boxes (x0, y0, x1, y1) around what is brighter than the ground, for the photograph
+def find_coins(
+    photo: np.ndarray,
+    light: float = 1.0,  # how bright the photograph is, compared with `skimage.data.coins`
+) -> list[tuple[int, int, int, int]]:
+    """Boxes (x0, y0, x1, y1) around what is brighter than the ground, in the photograph
     `skimage.data.coins`.
 
     Args:
         photo (np.ndarray)
+        light (float): how bright the photograph is, compared with `skimage.data.coins`. Defaults to
+            1.0.
 
     Returns:
         list[tuple[int, int, int, int]]
@@ -43,7 +48,7 @@ def find_coins(photo: np.ndarray) -> list[tuple[int, int, int, int]]:
     from scipy import ndimage
     from skimage.filters import sobel
     from skimage.segmentation import watershed
-    certain = np.where(photo < 30, 1, np.where(photo > 150, 2, 0))  # 1 ground, 2 coin, 0 not known
+    certain = np.where(photo < 30 * light, 1, np.where(photo > 150 * light, 2, 0))  # 1 ground, 2 coin, 0 not known
     coins = ndimage.binary_fill_holes(watershed(sobel(photo), certain) == 2)
     numbered, _ = ndimage.label(coins)
     regions: Any = [s for i, s in enumerate(ndimage.find_objects(numbered), start=1) if (numbered[s] == i).sum() > 200]
