@@ -668,6 +668,7 @@ def test_row_29_saving_as_training_tools_do(tmp_path):
 
 def test_convert_names_images_that_cannot_be_read(tmp_path):
     "supervision says 'image file is truncated' and nothing more."
+    pytest.importorskip("supervision")
     from detr_nb.datasets import convert_dataset
     for kind in ("images", "labels"): (tmp_path / kind).mkdir()
     for name in ("a.png", "b.png"): Image.new("RGB", (32, 32), "teal").save(tmp_path / "images" / name)
