@@ -1,5 +1,8 @@
 "What the tests share: weights drawn so that everything matters, models of both libraries with the same weights, the two real images."
 import os
+import subprocess
+import sys
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -101,3 +104,22 @@ def pytest_runtest_call(item):
     except ModuleNotFoundError as error:
         if os.environ.get("DETR_NB_FLOORS") and error.name == "transformers": pytest.skip("transformers is not installed")
         raise
+
+
+END = """
+import os, sys
+import torch.distributed
+torch.distributed.barrier()  # whoever ends first would pull the connection from under the other
+torch.distributed.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # its work is done; threads of gloo may abort a process that Python takes apart
+"""
+
+
+def run_processes(script: str, folder: Path, *arguments, count: int = 2) -> None:
+    "A script on several processes of gloo, which end in order; it fails where one of them does, and shows where each was."
+    path = folder / "processes.py"
+    path.write_text(textwrap.dedent(script) + END)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}", str(path), *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=400, env=os.environ | {"PYTHONFAULTHANDLER": "1"})
+    assert run.returncode == 0, run.stderr[:3000] + "\n…\n" + run.stderr[-2000:]

@@ -1,9 +1,6 @@
 "Average precision through the evaluator, against pycocotools used directly, and over two processes."
 import contextlib
 import io
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -108,21 +105,18 @@ TWO = """
     quality = evaluate_panoptic(model, data, processor, folder / "found", 0.5, batch_size=2, progress=False)
     numbers = [*tables["all"].values(), *tables["all masks"].values(), *quality["All"].values()]
     (folder / f"rank{dist.get_rank()}.txt").write_text(str([round(v, 9) for v in numbers]))
-    dist.barrier()  # whoever ends first would pull the connection from under the other
-    dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     "Seven images on two processes give every process the numbers of one: boxes, masks, panoptic quality."
+    from conftest import run_processes
+
     from detr_nb import CocoPanoptic, DetrForSegmentation, DetrImageProcessor, make_scenes
     from detr_nb.evaluation import evaluate_panoptic
     make_scenes(tmp_path / "data", val=7, seed=21)
-    script = tmp_path / "two.py"
-    script.write_text(textwrap.dedent(TWO))
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(tmp_path / "data")], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_processes(TWO, tmp_path, tmp_path / "data")
     model, processor, folder = DetrForSegmentation.from_pretrained("scenes"), DetrImageProcessor.from_pretrained("scenes"), tmp_path / "data"
     alone = evaluate(model, SceneDetection(7, seed=21, split="val", masks=True), processor, progress=False, iou_types=("bbox", "segm"))
     data = CocoPanoptic(folder / "val", folder / "panoptic_val", folder / "annotations" / "panoptic_val.json")

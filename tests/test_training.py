@@ -1,8 +1,5 @@
 "Training: what the log says is found again, interruptions, two processes, transformers' Trainer, supervision."
 import json
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from functools import partial
 
@@ -174,8 +171,6 @@ TWO = """
     from detr_nb.pretraining import scenes_processor
     from detr_nb.training import train
     train(tiny(), SceneDetection(24, seed=6), {out!r}, replace(SHORT, query_groups=1), scenes_processor(), val=SceneDetection(5, seed=7, split="val"))
-    torch.distributed.barrier()  # whoever ends first would pull the connection from under the other
-    torch.distributed.destroy_process_group()
 """
 
 
@@ -183,10 +178,8 @@ TWO = """
 def test_two_processes_give_the_loss_of_one(tmp_path):
     "`num_boxes` is averaged: two processes with half a batch each walk the same road as one with all of it."
     from pathlib import Path
-    script = tmp_path / "two.py"
-    script.write_text(textwrap.dedent(TWO.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two"))))
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)], capture_output=True, text=True, timeout=400)
-    assert run.returncode == 0, run.stderr[-3000:]
+    from conftest import run_processes
+    run_processes(TWO.format(tests=str(Path(__file__).parent), out=str(tmp_path / "two")), tmp_path)
     train(tiny(), SceneDetection(24, seed=6), tmp_path / "one", replace(SHORT, query_groups=1), scenes_processor(), val=SceneDetection(5, seed=7, split="val"))
     a, b = (DetrForObjectDetection.from_pretrained(tmp_path / name / "model").state_dict() for name in ("one", "two"))
     for name in a:
@@ -213,8 +206,6 @@ LOSS_OF_TWO = """
     mine = {{k: v[rank : rank + 1] for k, v in outputs.items()}}
     parts = loss(mine, labels[rank : rank + 1])
     Path({out!r}, f"{{rank}}.txt").write_text(" ".join(str(parts[k].item()) for k in ("loss_ce", "loss_bbox", "loss_giou")))
-    dist.barrier()  # whoever ends first would pull the connection from under the other
-    dist.destroy_process_group()
 """
 
 
@@ -223,14 +214,11 @@ def test_num_boxes_of_two_processes(tmp_path):
     "The mean over processes, which is what gradients are averaged to, is the loss of one process."
     from pathlib import Path
 
-    from conftest import random_labels
+    from conftest import random_labels, run_processes
     from test_losses import random_outputs
 
     from detr_nb import DetrLoss, HungarianMatcher
-    script = tmp_path / "two.py"
-    script.write_text(textwrap.dedent(LOSS_OF_TWO.format(tests=str(Path(__file__).parent), out=str(tmp_path))))
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-2000:]
+    run_processes(LOSS_OF_TWO.format(tests=str(Path(__file__).parent), out=str(tmp_path)), tmp_path)
     values = np.array([[float(x) for x in (tmp_path / f"{rank}.txt").read_text().split()] for rank in range(2)])
     assert values.shape == (2, 3)
     whole = DetrLoss(HungarianMatcher(1, 5, 2), 7)(random_outputs(2, layers=1), random_labels((6, 2)))

@@ -369,8 +369,148 @@ def table_cases(draw):
     return Case(read, {"a.png": [("ball", 1, 2, 30, 40)]}, refuse, about=str(cells))
 
 
+MODES = {  # of PIL → how numbers are laid out in an array, for `Image.fromarray`; what is right is computed from it
+    "1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "La": 2, "RGB": 3, "RGBA": 4, "RGBX": 4, "RGBa": 4, "CMYK": 4, "YCbCr": 3, "HSV": 3, "LAB": 3,
+    "I": "<i4", "I;16": "<u2", "I;16B": ">u2", "F": "<f4",
+}
+
+
+@st.composite
+def mode_cases(draw):
+    "PIL images of every mode, with and without an orientation, through a processor that only rescales."
+    mode = draw(st.sampled_from(sorted(MODES)))
+    width, height = draw(st.integers(0, 9)), draw(st.integers(0, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    eight = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
+    grey, colour = np.stack([eight[..., 0]] * 3), eight[..., :3].transpose(2, 0, 1)
+    palette = rng.integers(0, 256, (256, 3), dtype=np.uint8)
+    layout = MODES[mode]
+    if isinstance(layout, str):  # one channel of more than eight bits
+        sixteen = rng.integers(0, 65536, (height, width))
+        image = Image.frombytes(mode, (width, height), sixteen.astype(layout).tobytes())
+        value = np.stack([sixteen // 257] * 3)
+    elif mode == "1":
+        image = Image.fromarray(eight[..., 0], "L").convert("1", dither=Image.Dither.NONE) if width and height else Image.new("1", (width, height))
+        value = np.stack([(eight[..., 0] >= 128) * 255] * 3)
+    else:
+        image = Image.frombytes(mode, (width, height), np.ascontiguousarray(eight[..., :layout]).tobytes())
+        value = grey if layout < 3 else colour
+        if mode in ("P", "PA"):
+            image.putpalette(palette.tobytes())
+            value = palette[eight[..., 0]].transpose(2, 0, 1)
+            if draw(st.booleans()): image.info["transparency"] = draw(st.sampled_from([0, 7, bytes(range(256))]))
+        elif mode in ("La", "RGBa"):  # numbers that are multiplied by their alpha
+            alpha = eight[..., layout - 1 : layout] // 2 + 128
+            whole = (eight[..., : layout - 1] * (alpha / 255)).astype(np.uint8)
+            image = Image.frombytes(mode, (width, height), np.concatenate([whole, alpha], 2).tobytes())
+            value = (np.concatenate([whole] * (5 - layout), 2)[..., :3] * (255 / alpha)).transpose(2, 0, 1)
+        elif mode == "LAB": value = np.asarray(image.convert("RGB")).transpose(2, 0, 1)  # through the profile that Pillow has
+        elif mode == "CMYK": value = ((255 - eight[..., :3].astype(int)) * (255 - eight[..., 3:].astype(int)) / 255).transpose(2, 0, 1)
+        elif mode == "YCbCr":
+            y, cb, cr = eight[..., :3].astype(float).transpose(2, 0, 1) - np.array([0, 128, 128])[:, None, None]
+            value = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb]).clip(0, 255)
+        elif mode == "HSV":
+            import colorsys
+            flat = [colorsys.hsv_to_rgb(*(pixel / 255)) for pixel in eight[..., :3].reshape(-1, 3)]
+            value = np.array(flat).reshape(height, width, 3).transpose(2, 0, 1) * 255
+    turn = draw(st.sampled_from([None, 1, 2, 3, 4, 5, 6, 7, 8, 0, 9, 77]))
+    if turn is not None:
+        image.getexif()[0x0112] = turn
+        back = {2: lambda a: a[:, :, ::-1], 3: lambda a: a[:, ::-1, ::-1], 4: lambda a: a[:, ::-1], 5: lambda a: a.transpose(0, 2, 1),
+                6: lambda a: a.transpose(0, 2, 1)[:, :, ::-1], 7: lambda a: a[:, ::-1, ::-1].transpose(0, 2, 1),
+                8: lambda a: a.transpose(0, 2, 1)[:, ::-1]}
+        if value is not None: value = back.get(turn, lambda a: a)(value)
+    refuse: tuple[str, ...] = ()
+    if not width or not height: refuse = ("pixels", "want at least one")
+    if mode == "F": refuse = ("mode F", "want")
+    processor = DetrImageProcessor(do_resize=False, do_normalize=False)
+    return Case(
+        lambda: processor(image, return_tensors="pt").pixel_values[0].numpy() * 255, value, refuse,
+        lambda found, wanted: found.shape == wanted.shape and np.allclose(found, wanted, atol=2.01), f"{mode} {width}×{height} turned {turn}",
+    )
+
+
+PROCESSOR_BAD = {
+    "size": [0, -1, 1.5, "x", [1, 2, 3], {}, {"shortest_edge": 0}, {"width": 3}, {"height": 3, "width": NAN}, True, NAN, {"edge": 4}, [], {"height": "3", "width": 3}],
+    "max_size": [-1, "x", 1.5, NAN, [], True], **{n: ["yes", 2, 0.5, [], "false", NAN] for n in ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_annotations")},
+    "rescale_factor": [0, -1, NAN, INF, "1", True, []], "image_mean": ["x", [1, 2], [1, 2, "3"], [1, NAN, 2], {}, True, []],
+    "image_std": [0, [1, 0, 1], [1, 2], "x", [1, 2, INF], True], "pad_size": [5, [4, 4], {"height": 3}, {"height": "3", "width": 3}, {"height": 0, "width": 3}, {"height": 1.5, "width": 3}, "x"],
+    "format": ["coco", 5, ""], "box_frame": ["padded", 5, ""], "resample": [0, 3, "bilinear", NAN],
+}
+CALL_BAD = {
+    "return_tensors": ["tf", 5, "jax"], "input_data_format": ["hwc", 5, "HWC"], "data_format": ["channels_last", "x", 7], "images": [None, 5, {}, "no such file", [], [None], [5], object],
+    "annotations": [5, [5], [{}], {"image_id": 1}, {"image_id": 1, "annotations": 5}, {"image_id": 1, "annotations": [5]}, [], [{"image_id": 1, "annotations": []}] * 2],
+}
+
+
+@st.composite
+def processor_cases(draw):
+    "A processor with a setting or a call with an argument that cannot be; or good ones: the size of what comes out."
+    what = draw(st.sampled_from(["setting", "setting", "call", "good"]))
+    image = Image.new("RGB", (draw(st.integers(1, 60)), draw(st.integers(1, 60))), (draw(st.integers(0, 255)), 20, 200))
+    if what == "setting":
+        name = draw(st.sampled_from(sorted(PROCESSOR_BAD)))
+        value = draw(st.sampled_from(PROCESSOR_BAD[name]))
+        given = {name: value} | ({"size": 100} if name == "max_size" else {})
+        way = draw(st.sampled_from(["made", "called", "read"]))
+        def called():
+            if way == "made": return DetrImageProcessor(**given)
+            if way == "read": return DetrImageProcessor.from_dict(given)
+            return DetrImageProcessor()(image, **given)
+        return Case(called, None, (name, "want"), about=f"{way} {given}")
+    if what == "call":
+        name = draw(st.sampled_from(sorted(CALL_BAD)))
+        value = draw(st.sampled_from(CALL_BAD[name]))
+        given = {"images": image} | {name: value}
+        return Case(lambda: DetrImageProcessor()(**given), None, (name.rstrip("s"), "want"), about=f"{name}={value!r}")
+    edge, limit = draw(st.integers(1, 80)), draw(st.integers(80, 90))
+    small, large = sorted(image.size)
+    short = edge if large / small * edge <= limit else limit * small / large
+    mean, std = draw(st.floats(0, 1)), draw(st.floats(0.1, 2))
+    processor = DetrImageProcessor(size={"shortest_edge": edge, "longest_edge": limit}, image_mean=mean, image_std=std)
+    def ratio_and_colour():
+        pixels = processor(image, return_tensors="pt").pixel_values[0]
+        return min(pixels.shape[1:]), pixels.mean((1, 2)).tolist()
+    value = max(1, round(short)), [(c / 255 - mean) / std for c in image.getpixel((0, 0))]
+    return Case(
+        ratio_and_colour, value, (), lambda a, b: a[0] == b[0] and np.allclose(a[1], b[1], atol=1e-3), f"{image.size} to {edge}, {limit}",
+    )
+
+
+@st.composite
+def nested_cases(draw):
+    "JSON files that are nested more deeply than anybody reads, or not at all; lists, objects, or a field of a config."
+    depth = draw(st.sampled_from([1, 3, 50, 100, 50_000]))
+    inner = draw(st.sampled_from(["[", '{"a":']))
+    value = inner * depth + "1" + {"[": "]", '{"a":': "}"}[inner] * depth
+    reader = draw(st.sampled_from(["config", "kwargs", "processor", "coco", "panoptic"]))
+    def read():
+        place = folder() / "nested"
+        place.mkdir(exist_ok=True)
+        if reader in ("config", "kwargs"):
+            name = "backbone_kwargs" if reader == "kwargs" else "something_else"
+            (place / "config.json").write_text(f'{{"model_type": "detr", "{name}": {value}}}')
+            config = DetrConfig.from_pretrained(place)
+            config.save_pretrained(place / "again")
+            return DetrConfig.from_pretrained(place / "again").to_dict() == config.to_dict()
+        if reader == "processor":
+            (place / "preprocessor_config.json").write_text(f'{{"size": 8, "something_else": {value}}}')
+            processor = DetrImageProcessor.from_pretrained(place)
+            processor.save_pretrained(place / "again")
+            return DetrImageProcessor.from_pretrained(place / "again").to_dict() == processor.to_dict()
+        good = COCO_FILE if reader == "coco" else PANOPTIC_FILE
+        path = place / "truth.json"
+        path.write_text(json.dumps(good)[:-1] + f', "info": {value}}}')
+        return len(CocoDetection(folder(), path)) == 2 if reader == "coco" else len(read_panoptic_file(path)["annotations"]) == 2
+    refuse: tuple[str, ...] = ()
+    if reader == "kwargs" and inner == "[": refuse = ("backbone_kwargs", "want")
+    if depth > 100: refuse = (".json", "nested", "want")
+    return Case(read, True, refuse, about=f"{reader} {inner} × {depth}")
+
+
 KINDS = {
     "coco": json_cases(False), "panoptic": json_cases(True), "masks": mask_cases(), "arrays": array_cases(), "configs": config_cases(),
     "recipes": recipe_cases(), "post-processing": post_cases(), "checkpoints": checkpoint_cases(), "tables": table_cases(),
+    "modes": mode_cases(), "processors": processor_cases(), "nesting": nested_cases(),
 }
-WEIGHTS_OF_KINDS = {"checkpoints": 0.3}  # they take longer
+WEIGHTS_OF_KINDS = {"checkpoints": 0.3, "nesting": 0.3}  # they take longer
