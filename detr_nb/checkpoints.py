@@ -414,6 +414,8 @@ class Pretrained(nn.Module):
         """
         return state
 
+    is_inference_copy = False  # set by `optimize`
+
     def save_pretrained(
         self,
         folder: str | os.PathLike,
@@ -443,6 +445,8 @@ class Pretrained(nn.Module):
         if unknown := set(ignored) - {"save_function", "state_dict", "max_shard_size", "variant", "token"}:
             raise TypeError(f"save_pretrained has no argument {sorted(unknown)[0]!r}")
         if not is_main_process: return
+        if self.is_inference_copy:
+            raise ValueError("a copy made by optimize() has no norms and is not saved: want the model that it is of")
         bad = [name for name, value in self.state_dict().items() if not value.isfinite().all()]
         if bad: raise ValueError(f"{len(bad)} tensors are not finite and are not saved, the first is {bad[0]}")
         Path(folder).mkdir(parents=True, exist_ok=True)

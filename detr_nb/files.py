@@ -89,6 +89,8 @@ def read_json(
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some programs begin with a mark
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
+    except RecursionError:
+        raise ValueError(f"{path}: lists or objects are nested too deeply to be read: want a flatter file") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: holds {type(value).__name__}, want an object")
     return value
@@ -177,6 +179,7 @@ def to_rgb(
         raise ValueError("an image of floating point pixels (mode F): want one of whole numbers")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
+    if image.mode == "La": image = image.convert("LA")  # which Pillow cannot do in one step
     return image.convert("RGB")
 
 def orientation(

@@ -262,7 +262,24 @@ class DetrLoss(nn.Module):
         Returns:
             Pairs
         """
-        logits, boxes = stack_layers(outputs)
+        return self.match_stacked(*stack_layers(outputs), targets)
+
+    def match_stacked(
+        self,
+        logits: Tensor,  # (L, B, N, C + 1)
+        boxes: Tensor,   # (L, B, N, 4)
+        targets: Sequence[Mapping[str, Tensor]] | PackedTargets,
+    ) -> Pairs:
+        """`match`, of layers that are one tensor already.
+
+        Args:
+            logits (Tensor): (L, B, N, C + 1)
+            boxes (Tensor): (L, B, N, 4)
+            targets (Sequence[Mapping[str, Tensor]] | PackedTargets)
+
+        Returns:
+            Pairs
+        """
         return join_pairs(self.matcher.match_layers(logits, boxes, targets), logits.shape[1], logits.device)
 
     def forward(
@@ -294,7 +311,7 @@ class DetrLoss(nn.Module):
                 f"logits have {logits.shape[-1]} classes: want num_classes + 1 = {self.num_classes + 1}"
             )
         targets = pack_targets(targets, logits)
-        pairs = self.match(outputs, targets) if pairs is None else pairs
+        pairs = self.match_stacked(logits, boxes, targets) if pairs is None else pairs
         num_boxes = mean_over_processes(
             torch.tensor(float(sum(targets.counts)), device=logits.device)
         ).clamp(min=1)

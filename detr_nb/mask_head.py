@@ -16,8 +16,8 @@ from torch.nn.functional import conv2d, interpolate, pad
 from .checkpoints import Pretrained
 from .config import DetrConfig
 from detr_nb.detector import (
-    _GIVEN, DetrForObjectDetection, Output, Tokens, hidden_fields, image_tokens, learned_states, predict_from,
-    transform,
+    _GIVEN, DetrForObjectDetection, Output, Tokens, hidden_fields, image_tokens, inference_copy, learned_states,
+    predict_from, transform,
 )
 from .losses import LOSSES, DetrLoss
 from .matcher import pack_targets
@@ -407,6 +407,23 @@ class DetrForSegmentation(Pretrained):
             if any(k.startswith("detr.") for k in state)
             else {f"detr.{k}": v for k, v in state.items()}
         )
+
+    def optimize(
+        self,
+        dtype: torch.dtype | None = None,  # of weights and work, such as torch.bfloat16: as they are
+        compile: bool = False,             # `forward` with inductor: the first call of a size takes a minute
+    ) -> Self:
+        """A faster copy for inference, with the same outputs: `detector.inference_copy`.
+
+        Args:
+            dtype (torch.dtype | None): of weights and work, such as torch.bfloat16: as they are
+            compile (bool): `forward` with inductor: the first call of a size takes a minute.
+                Defaults to False.
+
+        Returns:
+            Self
+        """
+        return inference_copy(self, dtype, compile)
 
     def freeze_detector(self) -> None:
         """Train the mask head alone: the detector stays as it is in parameters, and in mode too (no

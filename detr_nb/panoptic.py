@@ -5,7 +5,7 @@
 # %% ../nbs/22_panoptic.ipynb #fad4d385
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def look_up(
 
 # %% ../nbs/22_panoptic.ipynb #0060fa75
 def merge_masks(
-    probabilities: Tensor,              # (K, H, W) of the kept queries
+    probabilities: Tensor | Iterable[Tensor],  # (K, H, W) of the kept queries; or one after the other
     scores: Tensor,                     # (K,)
     labels: Sequence[int],              # (K,)
     mask_threshold: float = 0.5,        # of a mask's probability: below it a pixel is not its query's
@@ -67,7 +67,8 @@ def merge_masks(
     mask covers the pixel.
 
     Args:
-        probabilities (Tensor): (K, H, W) of the kept queries
+        probabilities (Tensor | Iterable[Tensor]): (K, H, W) of the kept queries; or one after the
+            other
         scores (Tensor): (K,)
         labels (Sequence[int]): (K,)
         mask_threshold (float): of a mask's probability: below it a pixel is not its query's.
@@ -82,14 +83,21 @@ def merge_masks(
     """
     count = len(scores)
     if not count:
+        probabilities = torch.as_tensor(probabilities)
         return torch.zeros(probabilities.shape[1:], dtype=torch.int32, device=probabilities.device), []
-    best, owner = running_max(mask * score for mask, score in zip(probabilities, scores))
+    covered = []  # how many pixels each mask covers
+
+    def weighted() -> Iterator[Tensor]:
+        room = None  # used again for each mask: new memory takes longer than the arithmetic
+        for mask, score in zip(probabilities, scores):
+            room = torch.empty_like(mask) if room is None else room
+            covered.append(torch.ge(mask, mask_threshold, out=room).sum(1).long().sum())  # floats: exact row by row
+            yield torch.mul(mask, score, out=room)
+
+    best, owner = running_max(weighted())
     owner = owner.where(best >= look_up(scores * mask_threshold, owner), count)
     areas = torch.bincount(owner.flatten(), minlength=count + 1)[:-1].tolist()
-    covers = torch.empty_like(probabilities[0])  # floats again: their sum is exact row by row
-    wholes = [
-        int(torch.ge(mask, mask_threshold, out=covers).sum(1).long().sum()) for mask in probabilities
-    ]
+    wholes = torch.stack(covered).tolist()
     ids = torch.zeros(count + 1, dtype=torch.int32)
     segments = {}  # one for each class that is fused, and for each query of another
     for k, (label, score) in enumerate(zip(labels, scores.tolist())):

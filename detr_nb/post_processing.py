@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, max_pool2d, pad
+from torch.nn.functional import interpolate, pad
 
 from .backbone import halving_stride
 from .boxes import box_cxcywh_to_xyxy
@@ -70,7 +70,7 @@ def check_numbers(outputs, **thresholds: float) -> None:
             raise ValueError(f"{name}={value!r}: want a number")
     for name in ("logits", "pred_boxes", "pred_masks"):
         part = getattr(outputs, name, None)
-        if part is None or part.isfinite().all(): continue
+        if part is None or part.sum().isfinite() or part.isfinite().all(): continue  # a sum is many times faster
         i = int((~part.isfinite()).flatten(1).any(1).nonzero()[0])
         raise ValueError(f"outputs.{name} of image {i} are not finite: want the outputs of a model that works")
 
@@ -269,50 +269,59 @@ def split_outputs(
     return [ImageOutput(*one) for one in zip(logits, masks, sizes, cells)]
 
 # %% ../nbs/31_post_processing.ipynb #8306f7f0
-def candidate_mask(
+def of_four(pick: Callable[[Tensor, Tensor], Tensor], maps: Tensor) -> Tensor:
+    """`torch.minimum` or `torch.maximum` of each four neighbours in maps (K, h, w): (K, h − 1, w −
+    1).
+
+    Args:
+        pick (Callable[[Tensor, Tensor], Tensor])
+        maps (Tensor)
+
+    Returns:
+        Tensor
+    """
+    for axis in (1, 2):
+        if (count := maps.shape[axis] - 1) > 0: maps = pick(maps.narrow(axis, 0, count), maps.narrow(axis, 1, count))
+    return maps
+
+def candidate_classes(
     scores: Tensor,  # (C, h, w) at least 0
-) -> Tensor:         # (C,) bool
-    """Which classes may be the largest somewhere once the maps are enlarged bilinearly. An enlarged
-    value lies between the four around it: where a class's largest of four is below another's
-    smallest, it cannot win.
+) -> Tensor:         # (K,) int64, in order
+    """The classes that may be the largest somewhere once the maps are enlarged bilinearly. An
+    enlarged value lies between the four around it: where a class's largest of four is below
+    another's smallest, it cannot win.
 
     Args:
         scores (Tensor): (C, h, w) at least 0
 
     Returns:
-        Tensor: (C,) bool
+        Tensor: (K,) int64, in order
     """
-    corners = [min(2, cells) for cells in scores.shape[1:]]
-    most = max_pool2d(scores, corners, 1)
-    least = -max_pool2d(-scores, corners, 1)
-    return (most * (1 + 1e-6) >= least.amax(0)).flatten(1).any(1)  # the margin is for rounding
+    leaders = running_max(scores)[1].unique().long()
+    least = of_four(torch.minimum, scores[leaders]).amax(0)  # what the winner of each place has at least
+    classes = (scores.amax((1, 2)) >= least.min()).nonzero()[:, 0]
+    most = of_four(torch.maximum, scores[classes])
+    return classes[(most * (1 + 1e-6) >= least).flatten(1).any(1)]  # the margin is for rounding
 
 # %% ../nbs/31_post_processing.ipynb #5a810568
 def class_map(
     scores: Tensor,                            # (C, h, w) at least 0
     size: tuple[int, int] | None = None,
     cells: tuple[float, float] | None = None,
-    together: int = 16,                        # classes enlarged at once: so many stay in the processor's cache
 ) -> Tensor:                                   # (*size) int64
-    """The class with the largest resized score in each pixel; the enlarged maps are never all in
-    memory.
+    """The class with the largest resized score in each pixel. One enlarged map at a time is in
+    memory: it stays in the processor's cache.
 
     Args:
         scores (Tensor): (C, h, w) at least 0
         size (tuple[int, int] | None)
         cells (tuple[float, float] | None)
-        together (int): classes enlarged at once: so many stay in the processor's cache. Defaults to
-            16.
 
     Returns:
         Tensor: (*size) int64
     """
-    classes = candidate_mask(scores).nonzero()[:, 0]
-    which = running_max(
-        enlarged
-        for part in scores[classes].split(together)
-        for enlarged in resize_masks(part, size, cells)
-    )[1]
+    classes = candidate_classes(scores)
+    which = running_max(resize_masks(part, size, cells)[0] for part in scores[classes].split(1))[1]
     return look_up(classes, which)
 
 # %% ../nbs/31_post_processing.ipynb #71687555
@@ -339,6 +348,37 @@ def post_process_semantic_segmentation(
         )
         for logits, masks, size, cells in split_outputs(outputs, target_sizes, pixel_mask)
     ]
+
+# %% ../nbs/31_post_processing.ipynb #73fa41c6
+def enlarge_each(
+    masks: Tensor,                             # (K, h, w) float
+    size: Sequence[int] | None,                # height, width of the result; None: stay
+    cells: tuple[float, float] | None = None,  # rows and columns that belong to the image: all
+) -> Iterator[Tensor]:                         # K of (*size)
+    """The maps of `resize_masks` to 1e-6, one after the other. A pixel lies between two columns and
+    two rows: columns are mixed first, in few rows, then the rows.
+
+    Args:
+        masks (Tensor): (K, h, w) float
+        size (Sequence[int] | None): height, width of the result; None: stay
+        cells (tuple[float, float] | None): rows and columns that belong to the image: all
+
+    Returns:
+        Iterator[Tensor]: K of (*size)
+    """
+    if size is None: yield from resize_masks(masks, None, cells)
+    else:
+        places = []
+        for real, pixels in zip(cells or masks.shape[1:], size):
+            at = ((torch.arange(pixels, device=masks.device) + 0.5) * (real / pixels) - 0.5).clamp(min=0)
+            first = at.long().clamp(max=math.ceil(real) - 1)
+            places.append((first, (first + 1).clamp(max=math.ceil(real) - 1), at - first))
+        (above, below, down), (left, right, across) = places
+        for mask in masks:
+            x = mask.index_select(1, left)
+            x.addcmul_(mask.index_select(1, right).sub_(x), across)  # (h, W)
+            y = x.index_select(0, above)
+            yield y.addcmul_(x.index_select(0, below).sub_(y), down[:, None])
 
 # %% ../nbs/31_post_processing.ipynb #6da25b50
 def post_process_panoptic_segmentation(
@@ -375,9 +415,11 @@ def post_process_panoptic_segmentation(
     check_numbers(None, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold)
     for output in split_outputs(outputs, target_sizes, pixel_mask, compat):
         keep, scores, labels = output.kept(threshold)
-        masks = resize_masks(output.masks[keep].float().sigmoid(), output.size, output.cells)
+        masks = output.masks[keep].float().sigmoid()
+        resize = resize_masks if compat or not len(keep) else enlarge_each
+        resized: Any = resize(masks, output.size, output.cells)
         segmentation, segments = merge(
-            masks, scores, labels.tolist(), mask_threshold, overlap_mask_area_threshold,
+            resized, scores, labels.tolist(), mask_threshold, overlap_mask_area_threshold,
             set(label_ids_to_fuse or ()),
         )
         result.append({"segmentation": segmentation, "segments_info": segments})

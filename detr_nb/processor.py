@@ -40,6 +40,17 @@ __all__ = [
 ]
 
 # %% ../nbs/32_processor.ipynb #f6158377
+def is_edge(value: Any) -> bool:
+    """Whether a value can be the edge of an image: a whole number of at least 1.
+
+    Args:
+        value (Any)
+
+    Returns:
+        bool
+    """
+    return is_number(value, 1) and value % 1 == 0
+
 def read_size(
     size: int | Sequence[int] | dict[str, int],  # every form that a public `preprocessor_config.json` holds
     max_size: int | None = None,                 # the longest edge, beside a bare number
@@ -67,18 +78,38 @@ def read_size(
         {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"},
         {"max_height", "max_width"},
     )
-    whole = (np.issubdtype(type(v), np.number) and v >= 1 and v % 1 == 0 for v in edges.values())
-    if set(edges) not in forms or not all(whole):
+    if set(edges) not in forms or not all(map(is_edge, edges.values())):
         wanted = f"the keys {' or '.join(str(sorted(form)) for form in forms)}"
         raise ValueError(
             f"size={size}: want a number, (height, width), or a dictionary of positive whole numbers with {wanted}"
         )
     return {name: int(edge) for name, edge in edges.items()}
 
+# %% ../nbs/32_processor.ipynb #fdde90ec
+def place_pixels(
+    place: Tensor,                         # (3, H, W) memory that is written
+    image: Tensor,                         # (3, H, W)
+    change: tuple[Tensor, Tensor] | None,  # (3, 1, 1) each: what is subtracted, and what is divided by
+) -> Tensor:                               # `place`
+    """Write an image into memory that is there, and change it where it lies.
+
+    Args:
+        place (Tensor): (3, H, W) memory that is written
+        image (Tensor): (3, H, W)
+        change (tuple[Tensor, Tensor] | None): (3, 1, 1) each: what is subtracted, and what is
+            divided by
+
+    Returns:
+        Tensor: `place`
+    """
+    place.copy_(image)
+    return place if change is None else place.sub_(change[0]).div_(change[1])
+
 # %% ../nbs/32_processor.ipynb #0542ac05
 def pad_images(
     images: Sequence[Tensor],               # (3, H, W) each, of any sizes
     size: tuple[int, int] | None = None,    # height and width of the canvas: the largest of each
+    change: tuple[Tensor, Tensor] | None = None,  # (3, 1, 1) each: what is subtracted, and what is divided by
 ) -> tuple[Tensor, Tensor]:                 # (B, 3, H, W) and (B, H, W) int64
     """Images on one canvas, zeros at the bottom and right, and the mask that is 1 where an image
     is.
@@ -86,6 +117,8 @@ def pad_images(
     Args:
         images (Sequence[Tensor]): (3, H, W) each, of any sizes
         size (tuple[int, int] | None): height and width of the canvas: the largest of each
+        change (tuple[Tensor, Tensor] | None): (3, 1, 1) each: what is subtracted, and what is
+            divided by
 
     Returns:
         tuple[Tensor, Tensor]: (B, 3, H, W) and (B, H, W) int64
@@ -94,14 +127,15 @@ def pad_images(
         ValueError: where `size` is too small.
     """
     height, width = size or (max(i.shape[1] for i in images), max(i.shape[2] for i in images))
-    dtype = torch.stack([image.new_zeros(()) for image in images]).dtype  # one that holds all
-    pixel_values = torch.zeros(len(images), 3, height, width, dtype=dtype, device=images[0].device)
+    dtype = torch.stack([image.new_zeros(()) for image in images]).dtype if change is None else torch.float32
+    pixel_values = torch.empty(len(images), 3, height, width, dtype=dtype, device=images[0].device)
     pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64)
     for i, image in enumerate(images):
         h, w = image.shape[1:]
         if h > height or w > width:
             raise ValueError(f"pad_size {height} × {width} is smaller than image {i} of {h} × {w}")
-        pixel_values[i, :, :h, :w] = image
+        place_pixels(pixel_values[i, :, :h, :w], image, change)
+        pixel_values[i, :, h:] = pixel_values[i, :, :h, w:] = 0
         pixel_mask[i, :h, :w] = 1
     return pixel_values, pixel_mask
 
@@ -160,10 +194,9 @@ class BatchFeature(dict):
 
 # %% ../nbs/32_processor.ipynb #cc3c6371
 def read_annotations(
-    images: Sequence,             # as `to_rgb_tensor` takes them
+    sizes: Sequence[Sequence[int]],  # height, width of each image
     annotations: Sequence[dict],  # COCO's, one dict an image, with the keys of `FORMATS`
     format: str,                  # "coco_detection" or "coco_panoptic"
-    channels_first: bool | None = None,
     masks: bool | None = None,    # draw masks too: by default those of panoptic annotations only
     masks_path: Any = None,       # folder of the panoptic PNGs
 ) -> list[dict[str, Tensor]]:
@@ -171,10 +204,9 @@ def read_annotations(
     no area inside their image.
 
     Args:
-        images (Sequence): as `to_rgb_tensor` takes them
+        sizes (Sequence[Sequence[int]]): height, width of each image
         annotations (Sequence[dict]): COCO's, one dict an image, with the keys of `FORMATS`
         format (str): "coco_detection" or "coco_panoptic"
-        channels_first (bool | None)
         masks (bool | None): draw masks too: by default those of panoptic annotations only
         masks_path (Any): folder of the panoptic PNGs
 
@@ -193,7 +225,6 @@ def read_annotations(
                 f"annotations[{i}] has {found}: want a dict with {' and '.join(map(repr, FORMATS[format]))} ({format})"
             )
         raise_faults(entry_faults(annotation, (), f"annotations[{i}]"))
-    sizes = [to_rgb_tensor(image, channels_first).shape[-2:] for image in images]
     if format == "coco_panoptic":
         return [
             panoptic_target(annotation, masks_path, height, width, masks is not False)
@@ -311,7 +342,9 @@ def as_list_pairs(
     images = [images] if one else list(images)
     if not images: raise ValueError("images is empty: want at least one image")
     if annotations is None: return images, None
-    annotations = [annotations] if isinstance(annotations, dict) else list(annotations)
+    if not isinstance(annotations, (dict, list, tuple)):
+        raise TypeError(f"annotations is {type(annotations).__name__}: want a dict, or a list of them, one an image")
+    annotations = list(annotations) if isinstance(annotations, (list, tuple)) else [annotations]
     if len(annotations) != len(images):
         raise ValueError(f"{len(images)} images, {len(annotations)} annotations: want one for each")
     return images, annotations
@@ -346,6 +379,27 @@ def warn_of_range(
             "do_rescale=False, but the image has numbers over 2: it looks as if it were in 0…255. mean and std "
             "are meant for 0…1", stacklevel=4,
         )
+
+# %% ../nbs/32_processor.ipynb #89836316
+def pixel_change(
+    processor: DetrImageProcessor,
+    device: Any = None,
+) -> tuple[Tensor, Tensor] | None:  # (3, 1, 1) each; None: nothing
+    """Rescaling and normalising in one step: what is subtracted from a pixel, and what it is
+    divided by.
+
+    Args:
+        processor (DetrImageProcessor)
+        device (Any)
+
+    Returns:
+        tuple[Tensor, Tensor] | None: (3, 1, 1) each; None: nothing
+    """
+    if not processor.do_rescale and not processor.do_normalize: return None
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    mean, std = torch.tensor([mean, std], dtype=torch.float64)[..., None, None]
+    factor = processor.rescale_factor if processor.do_rescale else 1.0
+    return (mean / factor).float().to(device), (std / factor).float().to(device)
 
 # %% ../nbs/32_processor.ipynb #36acf835
 class DetrImageProcessor:
@@ -397,9 +451,19 @@ class DetrImageProcessor:
         for name, allowed in (("format", FORMATS), ("box_frame", ("image", "canvas")), ("resample", (2,))):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name}={value!r}: want {' or '.join(map(repr, allowed))}")
-        if pad_size is not None and (set(pad_size) != {"height", "width"} or min(pad_size.values()) < 1):
+        flags = dict(do_resize=do_resize, do_rescale=do_rescale, do_normalize=do_normalize, do_pad=do_pad)
+        for name, value in {**flags, "do_convert_annotations": do_convert_annotations}.items():
+            if not isinstance(value, (bool, np.bool_)) and (name in flags or value is not None):
+                raise ValueError(f"{name}={value!r}: want True or False")
+        if max_size is not None and not is_edge(max_size):
+            raise ValueError(f"max_size={max_size!r}: want a whole number of at least 1")
+        if pad_size is not None and (
+            not isinstance(pad_size, dict)
+            or set(pad_size) != {"height", "width"}
+            or not all(map(is_edge, pad_size.values()))
+        ):
             raise ValueError(
-                f"pad_size={pad_size}: want a dictionary with 'height' and 'width', both at least 1"
+                f"pad_size={pad_size!r}: want a dictionary with 'height' and 'width', whole numbers of at least 1"
             )
         self.size = read_size(
             800 if size is None else size, max_size or (None if isinstance(size, dict) else 1333)
@@ -517,18 +581,32 @@ class DetrImageProcessor:
         Raises:
             ValueError: for an image without pixels.
         """
-        pixels = to_rgb_tensor(image, channels_first)
+        pixels, target = self.resize_image(to_rgb_tensor(image, channels_first), target)
+        change = pixel_change(self, pixels.device)
+        if change is None: return pixels, target
+        place = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+        return place_pixels(place, pixels, change), target
+
+    def resize_image(
+        self,
+        pixels: Tensor,                           # (3, H, W) as the user gave it
+        target: dict[str, Tensor] | None = None,  # boxes (T, 4) corners in pixels, masks (T, H, W)
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """The first step of `encode`: the image resized, in its own numbers, and its target.
+
+        Args:
+            pixels (Tensor): (3, H, W) as the user gave it
+            target (dict[str, Tensor] | None): boxes (T, 4) corners in pixels, masks (T, H, W)
+
+        Returns:
+            tuple[Tensor, dict[str, Tensor] | None]
+        """
         warn_of_range(pixels, self.do_rescale, self.do_normalize)
         height, width = pixels.shape[-2:]
         if not height or not width:
             raise ValueError(f"image has {height} × {width} pixels: want at least one")
         size = resized_size(height, width, self.size) if self.do_resize else (height, width)
         pixels, target = resize(pixels, size, target)
-        if self.do_rescale:
-            pixels = pixels.float() * self.rescale_factor
-        if self.do_normalize:
-            mean, std = torch.tensor([self.image_mean, self.image_std], device=pixels.device)[..., None, None]
-            pixels = (pixels.float() - mean) / std
         if target is not None and self.do_convert_annotations:
             target = target | {
                 "boxes": box_xyxy_to_cxcywh(target["boxes"]) / torch.tensor([size[1], size[0]] * 2)
@@ -538,18 +616,20 @@ class DetrImageProcessor:
     def collate(
         self,
         items: Sequence[tuple[Tensor, dict[str, Tensor] | None]],  # what `encode` returns
+        change: tuple[Tensor, Tensor] | None = None,  # of images that are only resized: `pixel_change`
     ) -> BatchFeature:
         """Encoded images as a batch: pixel_values (B, 3, H, W), pixel_mask (B, H, W) and, with
         targets, labels.
 
         Args:
             items (Sequence[tuple[Tensor, dict[str, Tensor] | None]]): what `encode` returns
+            change (tuple[Tensor, Tensor] | None): of images that are only resized: `pixel_change`
 
         Returns:
             BatchFeature
         """
         images, targets = zip(*items)
-        batch = BatchFeature(zip(self.model_input_names, pad_images(images, self.pad_size)))
+        batch = BatchFeature(zip(self.model_input_names, pad_images(images, self.pad_size, change)))
         if targets[0] is None: return batch
         height, width = batch.pixel_mask.shape[1:]
         batch["labels"] = []
@@ -606,16 +686,18 @@ class DetrImageProcessor:
                 f"show them; the first is image {turned[0]}. Boxes, masks and target_sizes refer to the upright image",
                 stacklevel=2,
             )
+        tensors = [to_rgb_tensor(image, channels_first) for image in images]
         targets = [None] * len(images) if annotations is None else read_annotations(
-            images, annotations, processor.format, channels_first, return_segmentation_masks, masks_path,
+            [pixels.shape[1:] for pixels in tensors], annotations, processor.format, return_segmentation_masks,
+            masks_path,
         )
-        items = [processor.encode(image, target, channels_first) for image, target in zip(images, targets)]
-        labels = {} if annotations is None else {"labels": [target for _, target in items]}
-        batch = (
-            processor.collate(items)
-            if processor.do_pad
-            else BatchFeature(pixel_values=[pixels for pixels, _ in items], **labels)
-        )
+        if processor.do_pad:
+            items = [processor.resize_image(pixels, target) for pixels, target in zip(tensors, targets)]
+            batch = processor.collate(items, pixel_change(processor, tensors[0].device))
+        else:
+            items = [processor.encode(pixels, target, True) for pixels, target in zip(tensors, targets)]
+            labels = {} if annotations is None else {"labels": [target for _, target in items]}
+            batch = BatchFeature(pixel_values=[pixels for pixels, _ in items], **labels)
         return convert_batch(batch, return_tensors)
 
     preprocess = __call__
