@@ -12,7 +12,8 @@ root = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(root / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-extras = {name: settings[f"{name}_requirements"].split() for name in ("dev", "course", "data", "docs")}
+names = "dev", "course", "data", "export", "fast", "docs"
+extras = {name: settings[f"{name}_requirements"].split() for name in names}
 readme = root / "README.md"
 license_name = LICENSES[settings["license"]]
 
@@ -45,6 +46,6 @@ setup(
     package_data={"detr_nb": ["assets/**/*", "py.typed"]},
     include_package_data=True,
     install_requires=settings["requirements"].split(),
-    extras_require={**extras, "dev": extras["dev"] + extras["course"] + extras["data"]},
+    extras_require={**extras, "dev": [p for name in ("dev", "course", "data", "export", "fast") for p in extras[name]]},
     entry_points={"console_scripts": [settings["console_scripts"]]},
 )

@@ -10,15 +10,15 @@ __all__ = [
     "DetrFeatureExtractor", "DetrForObjectDetection", "DetrForSegmentation",
     "DetrHungarianMatcher", "DetrImageProcessor", "DetrLoss", "DetrModel", "DetrModelOutput",
     "DetrObjectDetectionOutput", "DetrSegmentationOutput", "HungarianMatcher", "PanopticEvaluator",
-    "Recipe", "SceneDetection", "draw_scene", "evaluate", "make_scenes", "register_backbones",
-    "train",
+    "Recipe", "SceneDetection", "draw_scene", "evaluate", "make_scenes", "predict",
+    "register_backbones", "train",
 ]
 
 if TYPE_CHECKING:
     from . import (
         backbone, boxes, checkpoints, config, data, datasets, detector, evaluation, explore, files, integrations,
         losses, mask_head, mask_losses, matcher, napkin, own_data, panoptic, position, post_processing, pretraining,
-        processor, scenes, training, transformer, transforms, visualization,
+        processor, scenes, speed, training, transformer, transforms, visualization,
     )
     from .backbone import register_backbones
     from .config import DetrConfig
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .matcher import DetrHungarianMatcher, HungarianMatcher
     from .processor import DetrFeatureExtractor, DetrImageProcessor
     from .scenes import draw_scene, make_scenes
+    from .speed import predict
     from .training import RECIPES, Recipe, train
 
 _HOMES = {  # module → the public names that live in it; the same as above, for when the program runs
@@ -41,8 +42,8 @@ _HOMES = {  # module → the public names that live in it; the same as above, fo
     "mask_head": "DetrForSegmentation DetrSegmentationOutput", "mask_losses": "",
     "matcher": "DetrHungarianMatcher HungarianMatcher", "napkin": "", "own_data": "", "panoptic": "", "position": "",
     "post_processing": "", "pretraining": "", "processor": "DetrFeatureExtractor DetrImageProcessor",
-    "scenes": "draw_scene make_scenes", "training": "RECIPES Recipe train", "transformer": "", "transforms": "",
-    "visualization": "",
+    "scenes": "draw_scene make_scenes", "speed": "predict", "training": "RECIPES Recipe train", "transformer": "",
+    "transforms": "", "visualization": "",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -10,10 +10,8 @@ import json
 import sys
 import tempfile
 import traceback
-import warnings
 from dataclasses import replace
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,79 +48,40 @@ SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="leave out ima
 # %% auto #0
 __all__ = [
     "app", "data_app", "TaskOption", "Model", "Out", "Force", "SkipMissing", "Task", "demo",
-    "detect", "train_command", "eval_command", "scenes", "from_table", "convert", "check_command",
-    "main"
+    "detect", "export", "train_command", "eval_command", "scenes", "from_table", "convert",
+    "check_command", "main"
 ]
 
-# %% ../nbs/52_cli.ipynb #2b79e055
-def load_model(model: str, task: Task = Task.detection):
-    """Model and processor of a checkpoint.
-
-    Args:
-        model (str)
-        task (Task): Defaults to Task.detection.
-
-    Raises:
-        ValueError: where masks are wanted of one that draws none.
-    """
-
-    processor = detr_nb.DetrImageProcessor.from_pretrained(model)
-    if task is Task.detection:
-        return detr_nb.DetrForObjectDetection.from_pretrained(model), processor
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "begun afresh.*mask_head")
-        try:
-            return detr_nb.DetrForSegmentation.from_pretrained(model), processor
-        except UserWarning as error:
-            raise ValueError(
-                f"{model} is a detector and draws no masks; "
-                f"teach it: detr-nb train --frozen-detector {model}"
-            ) from error
-
 # %% ../nbs/52_cli.ipynb #117223c2
-def run_model(
-    model,              # or its `predict`
-    processor,
+def find_objects(
+    model: Any,                # a model, or its name
+    processor: Any,
     images: list,
-) -> tuple[Any, dict[str, Any]]:
-    """A model's outputs for images, and what their post-processing asks for: sizes and padding.
+    task: Task,
+    threshold: float,
+) -> list[Any]:
+    """For each image its detections, best first: label, label_id, score, box as corners in pixels.
+    Of another task, what `detr_nb.predict` gives.
 
     Args:
-        model: or its `predict`
-        processor
+        model (Any): a model, or its name
+        processor (Any)
         images (list)
-
-    Returns:
-        tuple[Any, dict[str, Any]]
-    """
-    import torch
-    inputs = processor(images, return_tensors="pt")
-    sizes = [(image.height, image.width) for image in images]
-    with torch.inference_mode():
-        outputs = model(inputs.pixel_values, inputs.pixel_mask)
-    return outputs, dict(target_sizes=sizes, pixel_mask=inputs.pixel_mask)
-
-
-def detect_images(model, processor, images: list, threshold: float) -> list[list[dict]]:
-    """For each image its detections, best first: label, score, box as corners in pixels.
-
-    Args:
-        model
-        processor
-        images (list)
+        task (Task)
         threshold (float)
 
     Returns:
-        list[list[dict]]
+        list[Any]
     """
-    outputs, given = run_model(model, processor, images)
+    results = detr_nb.predict(images, model, processor, task.value, threshold, progress=False)
+    if task is not Task.detection: return results
     names = model.config.id2label
     found = [
         [
             {"label": names[c], "label_id": c, "score": round(s, 4), "box": [round(v, 2) for v in box]}
             for s, c, box in zip(*(result[key].tolist() for key in ("scores", "labels", "boxes")))
         ]
-        for result in processor.post_process_object_detection(outputs, threshold, **given)
+        for result in results
     ]
     return [sorted(detections, key=lambda d: -d["score"]) for detections in found]
 
@@ -139,75 +98,6 @@ def draw_detections(image, detections: Any, title: str = "", ax=None):
     boxes, labels, scores = ([d[key] for d in detections] for key in ("box", "label_id", "score"))
     names = {d["label_id"]: d["label"] for d in detections}
     return detr_nb.visualization.show_boxes(image, boxes, labels, names, scores, title, ax)
-
-# %% ../nbs/52_cli.ipynb #1e48822a
-def stuff_ids(config) -> list[int]:
-    """Which categories of a model are stuff: as its config says, or COCO's, where it has COCO
-    panoptic's numbers of labels.
-
-    Args:
-        config
-
-    Returns:
-        list[int]
-    """
-    if config.stuff_ids is not None: return config.stuff_ids
-    return list(range(91, config.num_labels)) if config.num_labels in (201, 250) else []
-
-# %% ../nbs/52_cli.ipynb #2be5d404
-def complete_segments(
-    found: dict,                # segmentation (H, W), segments_info: id, label_id … changed in place
-    id2label: dict[int, str],
-) -> None:
-    """Give each segment its category's name, its area and the box around it.
-
-    Args:
-        found (dict): segmentation (H, W), segments_info: id, label_id … changed in place
-        id2label (dict[int, str])
-    """
-    for segment in found["segments_info"]:
-        mask = found["segmentation"] == segment["id"]
-        category = segment.pop("label_id")
-        x0, y0, x1, y1 = detr_nb.boxes.masks_to_boxes(mask[None])[0].tolist()
-        segment |= {
-            "category_id": category, "label": id2label[category], "area": int(mask.sum()),
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-        }
-        segment.pop("was_fused", None)
-
-# %% ../nbs/52_cli.ipynb #1537d9e8
-def segment_images(model, processor, images: list, task: Task, threshold: float) -> list[dict]:
-    """For each image `segmentation` (H, W), each pixel's segment (`semantic`: each pixel's class),
-    and `segments_info`: id, category_id, label, score, area, bbox (x, y, width, height in
-    pixels).
-
-    Args:
-        model
-        processor
-        images (list)
-        task (Task)
-        threshold (float)
-
-    Returns:
-        list[dict]
-    """
-    # semantic maps are votes of all queries
-    predict = model if task is Task.semantic else partial(model.predict, threshold=threshold)
-    outputs, given = run_model(predict, processor, images)
-    if task is Task.panoptic:
-        results = processor.post_process_panoptic_segmentation(
-            outputs, threshold, label_ids_to_fuse=stuff_ids(model.config), **given
-        )
-    elif task is Task.instance:
-        results = processor.post_process_instance_segmentation(outputs, threshold, **given)
-    else:
-        results = [
-            {"segmentation": m, "segments_info": [{"id": c, "label_id": c} for c in m.unique().tolist()]}
-            for m in processor.post_process_semantic_segmentation(outputs, **given)
-        ]
-    for result in results:
-        complete_segments(result, model.config.id2label)
-    return results
 
 # %% ../nbs/52_cli.ipynb #f5eda218
 def draw_segments(image, found: Any, title: str = "", ax=None):
@@ -309,10 +199,10 @@ def demo(
     import matplotlib
     matplotlib.use("Agg")
 
-    model, processor = load_model("scenes", Task.panoptic)
+    model, processor = detr_nb.speed.load_model("scenes", "panoptic")
     images = [Image.fromarray(detr_nb.draw_scene(seed, i, "demo").image) for i in range(pictures)]
-    found = detect_images(model, processor, images, threshold)
-    segments = segment_images(model, processor, images, Task.panoptic, threshold)
+    found = find_objects(model, processor, images, Task.detection, threshold)
+    segments = find_objects(model, processor, images, Task.panoptic, threshold)
     for name in ("detections.png", "panoptic.png", "detections.json"): claim(out / name, force)
     for name, draw, results in (
         ("detections", draw_detections, found), ("panoptic", draw_segments, segments),
@@ -466,7 +356,7 @@ def save_results(
     """
     claim(out / f"{task.value}.json", force)
     if task is Task.instance: return detr_nb.files.write_json(annotations, out / "instance.json")
-    stuff = stuff_ids(config)
+    stuff = detr_nb.speed.stuff_ids(config)
     categories = [
         {"id": i, "name": name, "isthing": int(i not in stuff)}
         for i, name in config.id2label.items()
@@ -475,6 +365,20 @@ def save_results(
     detr_nb.files.write_json(
         {"images": images, "annotations": annotations, "categories": categories}, out / f"{task.value}.json"
     )
+
+# %% ../nbs/52_cli.ipynb #75c8d7be
+def check_engine(path: Path, engine: str) -> None:
+    """`BadParameter` unless a path is, or holds, a file that `export` wrote for the engine.
+
+    Args:
+        path (Path)
+        engine (str)
+    """
+    exports = detr_nb.speed.EXPORTS
+    if engine not in exports: raise typer.BadParameter(f"{engine!r}: want {', '.join(exports)}", param_hint="--engine")
+    file = detr_nb.speed.find_export(path)
+    if file is None or file.name != exports[engine]:
+        raise typer.BadParameter(f"{path}: want {exports[engine]}, or its folder, for {engine}", param_hint="--model")
 
 # %% ../nbs/52_cli.ipynb #232cdc33
 @app.command()
@@ -485,6 +389,9 @@ def detect(
     threshold: Annotated[float, typer.Option(help="only what scores higher is kept")] = 0.7,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for drawings and segments")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object for each image")] = False,
+    engine: Annotated[
+        str | None, typer.Option(help="torch, onnx or openvino: --model is a file, or its folder, that `export` wrote")
+    ] = None,
     force: Force = False,
 ):
     """Find objects in images. A file that is not an image is named on stderr, the others go on; the
@@ -493,8 +400,8 @@ def detect(
     if model is None:
         print("no --model was given: the embedded one knows drawn scenes, not photographs", file=sys.stderr)
         model = "scenes"
-    network, processor = load_model(model, task)
-    find = detect_images if task is Task.detection else partial(segment_images, task=task)
+    if engine is not None: check_engine(Path(model), engine)
+    network, processor = detr_nb.speed.load_model(model, task.value)
     failed = False
     images = []
     annotations = []
@@ -512,7 +419,7 @@ def detect(
             print(f"{path}: not an image that can be read ({error})", file=sys.stderr)
             failed = True
             continue
-        found: Any = find(network, processor, [image], threshold=threshold)[0]
+        found: Any = find_objects(network, processor, [image], task, threshold)[0]
         say(path, image, found if task is Task.detection else found["segments_info"], task, as_json)
         if not out: continue
         save_drawing(image, found, task, drawings[path], force)
@@ -525,6 +432,31 @@ def detect(
     if images:
         save_results(images, annotations, network.config, task, out, force)
     if failed: raise typer.Exit(1)
+
+# %% ../nbs/52_cli.ipynb #de89345c
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help='a folder, a name on the hub, or "scenes"')],
+    out: Out,
+    format: Annotated[str, typer.Option("--format", "-f", help="onnx, openvino or torch")] = "onnx",
+    task: Annotated[Task, typer.Option("--task", "-t", help="detection, or another one: masks too")] = Task.detection,
+    int8: Annotated[bool, typer.Option("--int8", help="eight-bit numbers (openvino)")] = False,
+    calibration: Annotated[Path | None, typer.Option(help="folder of images for --int8; scenes draw their own")] = None,
+    force: Force = False,
+):
+    "Write a model for another program, and compare what it answers there with what it answers here."
+    from detr_nb.speed import EXPORTS, export_model, load_model
+    if format not in EXPORTS: raise typer.BadParameter(f"{format!r}: want {', '.join(EXPORTS)}", param_hint="--format")
+    network, processor = load_model(model, task.value)
+    images = None
+    if int8:
+        if calibration: images = [open_image(path) for path in find_images([str(calibration)])][:64]
+        elif network.config.id2label == detr_nb.SceneDetection.id2label:
+            images = [detr_nb.draw_scene(0, i, "train").image for i in range(16)]
+        if not images: raise typer.BadParameter("want a folder with some of your images", param_hint="--calibration")
+    for name in (EXPORTS[format], "config.json", "preprocessor_config.json"): claim(out / name, force)
+    apart = export_model(network, processor, out, format, images, overwrite=True)
+    typer.echo(f"{out / EXPORTS[format]}: differs by at most " + ", ".join(f"{v:.0e} ({k})" for k, v in apart.items()))
 
 # %% ../nbs/52_cli.ipynb #9fa63224
 def choose_recipe(
@@ -647,6 +579,7 @@ def eval_command(
     allow_other_names: Annotated[
         bool, typer.Option("--allow-other-names", help="go on although model and data name their classes differently")
     ] = False,
+    engine: Annotated[str, typer.Option(help="pycocotools, or hotcoco if it is installed: faster")] = "pycocotools",
     skip_missing: SkipMissing = False,
     force: Force = False,
 ):
@@ -659,7 +592,7 @@ def eval_command(
     dataset = detr_nb.datasets.open_split(data, split, task is Task.panoptic, skip_missing)
     if model is None and dataset.id2label != detr_nb.SceneDetection.id2label:
         raise typer.BadParameter("want the model to evaluate; the embedded one knows scenes only", param_hint="--model")
-    network, processor = load_model(model or "scenes", task)
+    network, processor = detr_nb.speed.load_model(model or "scenes", task.value)
     detr_nb.config.check_categories(network.config, dataset.id2label)
     if not allow_other_names: compare_names(network.config.id2label, dataset.id2label)
     if json_file: claim(json_file, force)
@@ -673,7 +606,7 @@ def eval_command(
     else:
         tables = detr_nb.evaluate(
             network, dataset, processor, batch_size,
-            iou_types=("bbox", "segm") if task is Task.instance else ("bbox",),
+            iou_types=("bbox", "segm") if task is Task.instance else ("bbox",), engine=engine,
         )
         typer.echo(detr_nb.evaluation.format_tables(tables))
     if json_file:

@@ -680,10 +680,10 @@ def inference_copy(
     Returns:
         M
     """
-    copied: Any = deepcopy(model).eval().requires_grad_(False)
+    copied: Any = deepcopy(model).eval()
     for part in copied.modules():
         if isinstance(part, ConvEncoder): fold_norms(part)
-    copied = copied.to(dtype=dtype, memory_format=torch.channels_last)
+    copied = copied.requires_grad_(False).to(dtype=dtype, memory_format=torch.channels_last)
     copied.is_inference_copy = True
     if compile:
         from torch._inductor import config

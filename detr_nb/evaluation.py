@@ -10,9 +10,10 @@ import copy
 import io
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,54 @@ def check_prediction(image_id: int, found: Mapping, wanted: Sequence[str]) -> No
         if name != "masks" and not found[name].isfinite().all():
             raise ValueError(f"image {image_id}: {name} of the prediction are not finite: {found[name][:3].tolist()} …")
 
+# %% ../nbs/33_evaluation.ipynb #0e58f8c5
+def evaluate_by_pycocotools(truth, results, iou_type: str, image_ids: list[int]) -> Any:
+    """A `COCOeval` of results for some images, accumulated.
+
+    Args:
+        truth
+        results
+        iou_type (str)
+        image_ids (list[int])
+
+    Returns:
+        Any
+    """
+    from pycocotools.cocoeval import COCOeval
+    found = truth.loadRes(results) if len(results) else type(truth)()
+    evaluation = COCOeval(truth, found, iou_type)
+    evaluation.params.imgIds = image_ids
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
+
+def evaluate_by_hotcoco(truth, results, iou_type: str, image_ids: list[int]) -> Any:
+    """The same, many times faster; needs the package `hotcoco`.
+
+    Args:
+        truth
+        results
+        iou_type (str)
+        image_ids (list[int])
+
+    Returns:
+        Any
+    """
+    from pycocotools.cocoeval import COCOeval
+    hotcoco: Any = import_module("hotcoco")
+    dataset = hotcoco.COCO(truth.dataset)
+    fast = hotcoco.COCOeval(dataset, dataset.loadRes(results), iou_type)
+    fast.params.imgIds = image_ids
+    fast.evaluate()
+    fast.accumulate()
+    evaluation = COCOeval(iouType=iou_type)
+    evaluation.params.imgIds, evaluation.params.catIds = image_ids, sorted(truth.getCatIds())
+    arrays = {name: np.asarray(fast.eval[name]) for name in ("precision", "recall", "scores")}
+    evaluation.eval = {"params": evaluation.params, **arrays}
+    return evaluation
+
+ENGINES: dict[str, Callable[..., Any]] = {"pycocotools": evaluate_by_pycocotools, "hotcoco": evaluate_by_hotcoco}
+
 # %% ../nbs/33_evaluation.ipynb #e6f92a8e
 METRICS = (
     "AP", "AP50", "AP75", "AP small", "AP medium", "AP large", "AR 1", "AR 10", "AR 100", "AR small",
@@ -135,6 +184,8 @@ class CocoEvaluator:
     Args:
         coco: a `pycocotools` COCO with the truth
         iou_types (str | Sequence[str]): "bbox", "segm" or both. Defaults to "bbox".
+        engine (str): or "hotcoco" (extra `fast`): the same numbers, many times faster. Defaults to
+            "pycocotools".
 
     Raises:
         ValueError: for a truth without masks, where masks are wanted.
@@ -143,7 +194,10 @@ class CocoEvaluator:
         self,
         coco,                                     # a `pycocotools` COCO with the truth
         iou_types: str | Sequence[str] = "bbox",  # "bbox", "segm" or both
+        engine: str = "pycocotools",              # or "hotcoco" (extra `fast`): the same numbers, many times faster
     ):
+        if engine not in ENGINES: raise ValueError(f"engine={engine!r}: want {' or '.join(map(repr, ENGINES))}")
+        self.engine = engine
         self.iou_types = [iou_types] if isinstance(iou_types, str) else list(iou_types)
         if not self.iou_types or not set(self.iou_types) <= {"bbox", "segm"}:
             raise ValueError(f"iou_types={iou_types!r}: want 'bbox', 'segm' or both")
@@ -184,16 +238,11 @@ class CocoEvaluator:
 
     def accumulate(self) -> None:
         "Match detections with the truth of the images seen and compute precision and recall."
-        from pycocotools.cocoeval import COCOeval
         if not self.predictions: raise ValueError("no image was evaluated: call update first")
         for iou_type in self.iou_types:
             results = (box_rows if iou_type == "bbox" else mask_entries)(self.predictions)
             with contextlib.redirect_stdout(io.StringIO()):
-                found = self._truth.loadRes(results) if len(results) else type(self._truth)()
-                evaluation = COCOeval(self._truth, found, iou_type)
-                evaluation.params.imgIds = sorted(self.predictions)
-                evaluation.evaluate()
-                evaluation.accumulate()
+                evaluation = ENGINES[self.engine](self._truth, results, iou_type, sorted(self.predictions))
             self.coco_eval[iou_type] = evaluation
 
     def summarize(
@@ -265,7 +314,7 @@ def run_model(
     from tqdm.auto import tqdm
     rank, world = rank_and_world()
     mine = range(rank, len(dataset), world)
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters()), "cpu")  # an exported model has none
     predict = model if threshold is None else partial(model.predict, threshold=threshold)
     with evaluating(model):
         for start in tqdm(
@@ -285,6 +334,7 @@ def evaluate(
     progress: bool = True,          # show a bar
     iou_types: Sequence[str] = ("bbox",),  # "segm": of masks too
     mask_threshold: float = 0.0,    # of a query's best score: below it no mask is drawn, and an empty one is evaluated
+    engine: str = "pycocotools",    # or "hotcoco", as for `CocoEvaluator`
 ) -> dict[str, dict[str, float]]:
     """The twelve COCO numbers for "all" categories and, where the file knows them, for "things"; of
     masks under "all masks" and "things masks". With several processes each takes its share of
@@ -299,11 +349,12 @@ def evaluate(
         iou_types (Sequence[str]): "segm": of masks too. Defaults to ("bbox",).
         mask_threshold (float): of a query's best score: below it no mask is drawn, and an empty one
             is evaluated. Defaults to 0.0.
+        engine (str): or "hotcoco", as for `CocoEvaluator`. Defaults to "pycocotools".
 
     Returns:
         dict[str, dict[str, float]]
     """
-    evaluator = CocoEvaluator(dataset.coco, iou_types)
+    evaluator = CocoEvaluator(dataset.coco, iou_types, engine)
     for outputs, image_ids, frame in run_model(
         model, dataset, processor, batch_size, progress, mask_threshold or None
     ):

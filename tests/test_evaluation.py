@@ -129,3 +129,62 @@ def test_two_processes(tmp_path):
 def test_table():
     text = format_tables({"all": dict.fromkeys(METRICS, 0.5), "things": dict.fromkeys(METRICS, -1.0)})
     assert len(text.splitlines()) == 13 and "AP75" in text and "-1.000" in text
+
+
+def hard_world(seed, images, crowds, most):
+    "Truth and guesses with crowds, ties, images without objects or without guesses, many guesses an image, ids from 0."
+    rng = np.random.default_rng(seed)
+    annotations, predictions = [], {}
+    for image in range(images):
+        own = []
+        for _ in range(rng.integers(0, 12)):
+            x, y, w, h = [*(rng.random(2) * 400), *(rng.random(2) * 200 + 2)]
+            own.append({
+                "id": len(annotations) + len(own), "image_id": image, "category_id": int(rng.integers(1, 6)), "bbox": [x, y, w, h],
+                "area": w * h, "iscrowd": int(rng.random() < crowds), "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+            })
+        boxes, labels = [], []
+        for _ in range(rng.integers(0, most)):
+            a = own[rng.integers(len(own))] if own and rng.random() < 0.7 else {"bbox": [*(rng.random(2) * 400), *(rng.random(2) * 99 + 1)], "category_id": 1}
+            x, y, w, h = np.array(a["bbox"]) * (1 + rng.normal(0, 0.1, 4))
+            boxes.append([x, y, x + abs(w), y + abs(h)])
+            labels.append(a["category_id"])
+        scores = rng.random(len(boxes)).round(1 if seed % 2 else 6)  # many of them equal
+        predictions[image] = {
+            "scores": torch.tensor(scores).float(), "labels": torch.tensor(labels).long(), "boxes": torch.tensor(np.array(boxes).reshape(-1, 4)).float(),
+        }
+        annotations += own
+    from detr_nb.data import coco_index
+    names = [{"id": i, "name": str(i)} for i in range(1, 6)]
+    sizes = [{"id": i, "width": 640, "height": 640, "file_name": f"{i}.png"} for i in range(images)]
+    return coco_index({"images": sizes, "categories": names, "annotations": annotations}), predictions
+
+
+@pytest.mark.parametrize("seed, images, crowds, most", [(0, 40, 0, 20), (1, 40, 0.3, 20), (2, 8, 0.1, 260), (3, 8, 0.1, 260), (4, 20, 0, 1), (5, 1, 1, 30)])
+def test_hotcoco_gives_the_numbers_of_pycocotools(seed, images, crowds, most):
+    pytest.importorskip("hotcoco")
+    coco, predictions = hard_world(seed, images, crowds, most)
+    some = {k: v for k, v in predictions.items() if k % 3}  # not every image was evaluated
+    for given in (predictions, some or predictions):
+        both = [CocoEvaluator(coco, engine=engine) for engine in ("pycocotools", "hotcoco")]
+        for evaluator in both:
+            evaluator.update(given)
+            evaluator.accumulate()
+        for name in ("precision", "recall"):
+            np.testing.assert_array_equal(*(evaluator.coco_eval["bbox"].eval[name] for evaluator in both))
+        for categories in (None, [2, 3], [5]):
+            assert both[0].summarize(False, categories) == both[1].summarize(False, categories)
+
+
+def test_hotcoco_of_masks(dataset):
+    pytest.importorskip("hotcoco")
+    from detr_nb import DetrForSegmentation, DetrImageProcessor
+    model, processor = DetrForSegmentation.from_pretrained("scenes"), DetrImageProcessor.from_pretrained("scenes")
+    given = dict(progress=False, iou_types=("bbox", "segm"))
+    scenes = SceneDetection(6, seed=4, split="val", masks=True)
+    assert evaluate(model, scenes, processor, **given) == evaluate(model, scenes, processor, **given, engine="hotcoco")
+
+
+def test_engine_is_named(dataset):
+    with pytest.raises(ValueError, match="engine='fast': want 'pycocotools' or 'hotcoco'"):
+        CocoEvaluator(dataset.coco, engine="fast")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
+from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection, evaluate
 from detr_nb.files import ASSETS, atomic
 from detr_nb.napkin import compare_runs
 from detr_nb.own_data import compare_coins
 from detr_nb.pretraining import compare_beginnings
+from detr_nb.speed import ExportedModel, compare_engines, export_model
 from detr_nb.training import BY_HEART, learn_by_heart
 
 
@@ -61,7 +63,30 @@ def by_heart() -> None:
     ])
 
 
-EXPERIMENTS = {"napkin": napkin, "beginnings": beginnings, "coins": coins, "by_heart": by_heart}
+def speed() -> None:
+    "51 · Speed: what each step wins over transformers on one and two threads, and the embedded model's AP."
+    one, two = compare_engines(1), compare_engines(2)
+    torch.set_num_threads(1)
+    model, processor = DetrForObjectDetection.from_pretrained("scenes"), DetrImageProcessor.from_pretrained("scenes")
+    scenes, train = SceneDetection(200, seed=0, split="val"), SceneDetection(16, seed=0, split="train")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        export_model(model, processor, folder / "float32", "openvino")
+        export_model(model, processor, folder / "int8", "openvino", [train[i][0] for i in range(16)])
+        models = {
+            "as it is": model, "optimize()": model.optimize(),
+            "optimize(torch.bfloat16)": model.optimize(torch.bfloat16), "OpenVINO": ExportedModel(folder / "float32"),
+            "OpenVINO, bfloat16": ExportedModel(folder / "float32", "bfloat16"),
+            "OpenVINO, int8 and bfloat16": ExportedModel(folder / "int8", "bfloat16"),
+        }
+        ap = {name: evaluate(model, scenes, processor)["all"]["AP"] for name, model in models.items()}
+    write("speed", [
+        {"what": a["what"], "one": a["times"], "two": b["times"], "apart": a["apart"], "AP": ap.get(a["what"], "")}
+        for a, b in zip(one, two)
+    ])
+
+
+EXPERIMENTS = {"speed": speed, "napkin": napkin, "beginnings": beginnings, "coins": coins, "by_heart": by_heart}
 
 
 def main(names: list[str]) -> int:
