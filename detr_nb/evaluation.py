@@ -10,7 +10,7 @@ import copy
 import io
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -124,13 +124,13 @@ def check_prediction(image_id: int, found: Mapping, wanted: Sequence[str]) -> No
             raise ValueError(f"image {image_id}: {name} of the prediction are not finite: {found[name][:3].tolist()} …")
 
 # %% ../nbs/33_evaluation.ipynb #0e58f8c5
-def evaluate_by_pycocotools(truth, results, iou_type: str, image_ids: list[int]) -> Any:
+def evaluate_by_pycocotools(truth, results, iou_type: Any, image_ids: list[int]) -> Any:
     """A `COCOeval` of results for some images, accumulated.
 
     Args:
         truth
         results
-        iou_type (str)
+        iou_type (Any)
         image_ids (list[int])
 
     Returns:
@@ -144,13 +144,13 @@ def evaluate_by_pycocotools(truth, results, iou_type: str, image_ids: list[int])
     evaluation.accumulate()
     return evaluation
 
-def evaluate_by_hotcoco(truth, results, iou_type: str, image_ids: list[int]) -> Any:
+def evaluate_by_hotcoco(truth, results, iou_type: Any, image_ids: list[int]) -> Any:
     """The same, many times faster; needs the package `hotcoco`.
 
     Args:
         truth
         results
-        iou_type (str)
+        iou_type (Any)
         image_ids (list[int])
 
     Returns:
@@ -163,13 +163,13 @@ def evaluate_by_hotcoco(truth, results, iou_type: str, image_ids: list[int]) -> 
     fast.params.imgIds = image_ids
     fast.evaluate()
     fast.accumulate()
-    evaluation = COCOeval(iouType=iou_type)
+    evaluation: Any = COCOeval(iouType=iou_type)
     evaluation.params.imgIds, evaluation.params.catIds = image_ids, sorted(truth.getCatIds())
     arrays = {name: np.asarray(fast.eval[name]) for name in ("precision", "recall", "scores")}
     evaluation.eval = {"params": evaluation.params, **arrays}
     return evaluation
 
-ENGINES: dict[str, Callable[..., Any]] = {"pycocotools": evaluate_by_pycocotools, "hotcoco": evaluate_by_hotcoco}
+ENGINES = {"pycocotools": evaluate_by_pycocotools, "hotcoco": evaluate_by_hotcoco}
 
 # %% ../nbs/33_evaluation.ipynb #e6f92a8e
 METRICS = (

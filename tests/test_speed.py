@@ -193,7 +193,7 @@ def test_export_in_eight_bits(tmp_path):
     export_model(model, processor, tmp_path / "large", "openvino")
     export_model(model, processor, tmp_path / "small", "openvino", [draw_scene(0, i, "train").image for i in range(16)])
     large, small = ((tmp_path / name / "model.bin").stat().st_size for name in ("large", "small"))
-    assert small < large / 2
+    assert small < 0.7 * large  # matrix products keep their bits
     exact, rounded = (predict(SCENES, ExportedModel(tmp_path / name), threshold=0.9) for name in ("large", "small"))
     total = sum(len(one["labels"]) for one in exact)
     kept = sum(len(set(a["labels"].tolist()) & set(b["labels"].tolist())) for a, b in zip(exact, rounded))
