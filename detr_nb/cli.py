@@ -454,7 +454,8 @@ def export(
         elif network.config.id2label == detr_nb.SceneDetection.id2label:
             images = [detr_nb.draw_scene(0, i, "train").image for i in range(16)]
         if not images: raise typer.BadParameter("want a folder with some of your images", param_hint="--calibration")
-    for name in (EXPORTS[format], "config.json", "preprocessor_config.json"): claim(out / name, force)
+    weights = ["model.bin"] if format == "openvino" else []
+    for name in (EXPORTS[format], *weights, "config.json", "preprocessor_config.json"): claim(out / name, force)
     apart = export_model(network, processor, out, format, images, overwrite=True)
     typer.echo(f"{out / EXPORTS[format]}: differs by at most " + ", ".join(f"{v:.0e} ({k})" for k, v in apart.items()))
 

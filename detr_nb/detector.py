@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = [
-    "M", "Output", "DetrModelOutput", "DetrObjectDetectionOutput", "image_tokens", "transform",
+    "Output", "DetrModelOutput", "DetrObjectDetectionOutput", "image_tokens", "transform",
     "MLPPredictionHead", "learned_states", "predict_from", "DetrModel", "hidden_fields",
     "DetrForObjectDetection", "evaluating", "fold_norms", "inference_copy"
 ]
@@ -661,24 +661,24 @@ def fold_norms(encoder: ConvEncoder) -> ConvEncoder:
             if child in folded: setattr(module, name, child.act or nn.Identity())
     return encoder
 
-M = TypeVar("M", bound=Pretrained)
+_Model = TypeVar("_Model", bound=Pretrained)
 
 def inference_copy(
-    model: M,
+    model: _Model,
     dtype: torch.dtype | None = None,  # of weights and work, such as torch.bfloat16: as they are
     compile: bool = False,             # with inductor: the first call of a size takes a minute
-) -> M:
+) -> _Model:
     """A copy of a model that answers faster and can learn nothing: norms folded into convolutions,
     images in channels-last memory, everything in one number format. In float32 its outputs are
     those of the model to 1e-4. It cannot be saved: save the model.
 
     Args:
-        model (M)
+        model (_Model)
         dtype (torch.dtype | None): of weights and work, such as torch.bfloat16: as they are
         compile (bool): with inductor: the first call of a size takes a minute. Defaults to False.
 
     Returns:
-        M
+        _Model
     """
     copied: Any = deepcopy(model).eval()
     for part in copied.modules():

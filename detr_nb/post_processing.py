@@ -299,9 +299,10 @@ def candidate_classes(
     """
     leaders = running_max(scores)[1].unique().long()
     least = of_four(torch.minimum, scores[leaders]).amax(0)  # what the winner of each place has at least
+    least = least * (1 - 1e-6)  # a margin for rounding
     classes = (scores.amax((1, 2)) >= least.min()).nonzero()[:, 0]
     most = of_four(torch.maximum, scores[classes])
-    return classes[(most * (1 + 1e-6) >= least).flatten(1).any(1)]  # the margin is for rounding
+    return classes[(most >= least).flatten(1).any(1)]
 
 # %% ../nbs/31_post_processing.ipynb #5a810568
 def class_map(

@@ -283,7 +283,7 @@ def export_model(
     """Write a model as a graph that other programs run: batch, height and width are free,
     `pixel_mask` is an input. It is opened and compared with the model before it gets its place;
     `ValueError` if it differs (by more than 1e-3 of an output's largest number; eight bits are only
-    measured), `FileExistsError` if a file is there.
+    measured), `FileExistsError` if a file is there that would be another.
 
     Args:
         model (DetrForObjectDetection | DetrForSegmentation)
@@ -314,7 +314,12 @@ def export_model(
         apart = compare_outputs(exported, plain)
         if calibration is None and max(apart.values()) > 1e-3:
             raise ValueError(f"the exported model differs from the model: {apart}, want at most 1e-3")
-        for file in sorted(part.iterdir()): os.replace(file, folder / file.name)
+        files = sorted(part.iterdir())
+        for file in files:
+            place = folder / file.name
+            if place.exists() and place.read_bytes() != file.read_bytes() and not overwrite:
+                raise FileExistsError(f"{place} is another: choose another folder, or pass overwrite=True")
+        for file in files: os.replace(file, folder / file.name)
     return apart
 
 # %% ../nbs/51_speed.ipynb #speed052

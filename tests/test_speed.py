@@ -182,6 +182,11 @@ def test_export(tmp_path, kind, format):
         torch.testing.assert_close(a["boxes"], b["boxes"], atol=1e-2, rtol=0)
     with pytest.raises(FileExistsError, match="overwrite=True"): export_model(model, processor, tmp_path, format)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+    if format == "torch":  # a configuration of somebody else stays
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "config.json").write_text("{}")
+        with pytest.raises(FileExistsError, match="config.json is another"): export_model(model, processor, tmp_path / "other", format)
+        assert (tmp_path / "other" / "config.json").read_text() == "{}" and not (tmp_path / "other" / "model.pt2").exists()
 
 
 @pytest.mark.slow
