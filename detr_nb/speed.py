@@ -501,7 +501,8 @@ def compare_engines(threads: int, rounds: int = 5, size: tuple[int, int] = (800,
     transformers: Any = import_module("transformers")
     from torch.utils.flop_counter import FlopCounterMode
     torch.set_num_threads(threads)
-    folder = Path(tempfile.mkdtemp())
+    place = tempfile.TemporaryDirectory()  # some hundred megabytes, gone at the end
+    folder = Path(place.name)
     torch.manual_seed(0)
     theirs = transformers.DetrForObjectDetection(
         transformers.DetrConfig(use_pretrained_backbone=False, num_labels=91)
