@@ -300,7 +300,7 @@ def export_model(
     if format not in EXPORTS: raise ValueError(f"format={format!r}: want {', '.join(map(repr, EXPORTS))}")
     if calibration is not None and format != "openvino":
         raise ValueError(f"calibration with format={format!r}: want 'openvino'")
-    folder, plain = Path(folder), TupleOutputs(model.optimize())
+    folder, plain = Path(folder), TupleOutputs(model.optimize().cpu())
     if (folder / EXPORTS[format]).exists() and not overwrite:
         raise FileExistsError(f"{folder / EXPORTS[format]} exists: choose another folder, or pass overwrite=True")
     folder.mkdir(parents=True, exist_ok=True)

@@ -113,8 +113,8 @@ def test_predict_takes_what_users_have(tmp_path):
                 torch.testing.assert_close(a["boxes"], b["boxes"], atol=1e-3, rtol=0)
     assert model.training  # as it was
     cut = SCENES[0][:70, :110]
-    alone, _ = predict([cut, SCENES[1]], model, processor, threshold=0.7), predict([], model, processor)
-    torch.testing.assert_close(alone[0]["boxes"], predict(cut, model, processor, threshold=0.7)[0]["boxes"], atol=1e-3, rtol=0)
+    (beside, _), (alone,) = (predict(given, model, processor, threshold=0.7) for given in ([cut, SCENES[1]], cut))
+    torch.testing.assert_close(beside["boxes"], alone["boxes"], atol=1e-3, rtol=0)
     assert predict([], model, processor) == []
 
 
