@@ -22,7 +22,7 @@ from PIL import Image
 from detr_nb import CocoEvaluator, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor, DetrLoss
 from detr_nb.data import coco_index
 from detr_nb.detector import image_tokens, transform
-from detr_nb.files import ASSETS, write_json
+from detr_nb.files import write_json
 from detr_nb.mask_head import draw_masks
 from detr_nb.matcher import HungarianMatcher
 from detr_nb.speed import take_turns
@@ -155,46 +155,6 @@ def loss() -> Iterator[Comparison]:
     apart = abs(run(mine) / run(theirs) - 1)
     run_both = {"transformers": lambda: run(theirs), "ours": lambda: run(mine)}
     yield Comparison("loss + matching", run_both, {"ours": 3.5}, apart, rounds=30)
-
-
-def training() -> Iterator[Comparison]:
-    "A step of the scenes model, 16 images; theirs with the same layers frozen."
-    from detr_nb import SceneDetection, register_backbones
-    from detr_nb.data import detection_target
-
-    register_backbones()
-    processor = DetrImageProcessor.from_pretrained("scenes")
-    scenes = SceneDetection(16, seed=1, split="train")
-    batch = processor.collate([
-        processor.encode(image, detection_target(target, 128, 128)) for image, target in (scenes[i] for i in range(16))
-    ])
-    ours = DetrForObjectDetection.from_pretrained("scenes", batch_invariant=False)
-    theirs = transformers().DetrForObjectDetection.from_pretrained(ASSETS / "scenes", dtype=torch.float32)
-    for name, parameter in theirs.named_parameters():
-        if "backbone" in name and not any(part in name for part in ("layer2", "layer3", "layer4")):
-            parameter.requires_grad_(False)
-    last = DetrForObjectDetection.from_pretrained("scenes", batch_invariant=False)
-    last.train().to(memory_format=torch.channels_last)
-
-    def step(model, half=False):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-6)
-
-        def run():
-            with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-                total = model(batch.pixel_values, pixel_mask=batch.pixel_mask, labels=batch.labels).loss
-            total.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            return total
-
-        return run
-
-    run = {
-        "transformers": step(theirs.train()), "ours": step(ours.train()), "ours, channels last": step(last),
-        "ours, channels last, bf16 autocast": step(last, True),
-    }
-    floors = {"ours, channels last": 1.15, "ours, channels last, bf16 autocast": 1.6}
-    yield Comparison("training step, scenes", run, floors)
 
 
 def processor() -> Iterator[Comparison]:
@@ -354,7 +314,7 @@ def measure(comparison: Comparison, rounds: int) -> list[dict]:
 
 CASES: dict[str, Callable[[], Any]] = {
     "detection": detection, "compiled": lambda: detection(compiled=True), "masks": masks, "panoptic": panoptic,
-    "loss": loss, "training": training, "processor": processor, "post": post, "evaluation": evaluation,
+    "loss": loss, "processor": processor, "post": post, "evaluation": evaluation,
     "memory": memory, "import": imports, "scenes": scenes,
 }
 
