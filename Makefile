@@ -40,8 +40,8 @@ soak: .venv/dev  ## 20,000 generated cases of what users hand to the library
 floors: .venv/bin/python  ## the tests with the oldest versions that settings.ini allows, in .venv-floors
 	OMP_NUM_THREADS=1 $(BIN)/python tools/floors.py
 
-bench: .venv/dev  ## ratios against transformers
-	OMP_NUM_THREADS=1 $(BIN)/python tools/bench.py
+bench: .venv/dev  ## side by side with transformers; ARGS="detection loss --threads 2 --check"
+	$(BIN)/detr-nb bench $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check

@@ -16,9 +16,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from . import (
-        backbone, boxes, checkpoints, config, data, datasets, detector, evaluation, explore, files, integrations,
-        losses, mask_head, mask_losses, matcher, napkin, own_data, panoptic, position, post_processing, pretraining,
-        processor, scenes, speed, training, transformer, transforms, visualization,
+        backbone, bench, boxes, checkpoints, config, data, datasets, detector, evaluation, explore, files,
+        integrations, losses, mask_head, mask_losses, matcher, napkin, own_data, panoptic, position, post_processing,
+        pretraining, processor, scenes, speed, training, transformer, transforms, visualization,
     )
     from .backbone import register_backbones
     from .config import DetrConfig
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .training import RECIPES, Recipe, train
 
 _HOMES = {  # module → the public names that live in it; the same as above, for when the program runs
-    "backbone": "register_backbones", "boxes": "", "checkpoints": "", "config": "DetrConfig",
+    "backbone": "register_backbones", "bench": "", "boxes": "", "checkpoints": "", "config": "DetrConfig",
     "data": "CocoDetection CocoPanoptic SceneDetection", "datasets": "",
     "detector": "DetrForObjectDetection DetrModel DetrModelOutput DetrObjectDetectionOutput",
     "evaluation": "CocoEvaluator PanopticEvaluator evaluate", "explore": "", "files": "", "integrations": "",

@@ -49,7 +49,7 @@ SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="leave out ima
 __all__ = [
     "app", "data_app", "TaskOption", "Model", "Out", "Force", "SkipMissing", "Task", "demo",
     "detect", "export", "train_command", "eval_command", "scenes", "from_table", "convert",
-    "check_command", "main"
+    "check_command", "bench", "main"
 ]
 
 # %% ../nbs/52_cli.ipynb #117223c2
@@ -514,11 +514,15 @@ def train_command(
     image_size: Annotated[int | None, typer.Option(min=16, help="shortest edge of the images in pixels")] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="more than there are objects in an image")] = None,
     augment: Annotated[bool | None, typer.Option(help="flip, random size, random crop")] = None,
+    flips: Annotated[bool, typer.Option("--flips", help="mirror and turn over only: images without an up")] = False,
     ema: Annotated[float | None, typer.Option(help="decay of the average of the weights; 0: none")] = None,
     evaluations: Annotated[int | None, typer.Option(min=1, help="how many on the val split, evenly spaced")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="stop after so many without a better AP")] = None,
     backbone_lr: Annotated[float | None, typer.Option(help="learning rate of the backbone")] = None,
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="the backbone stays as it is")] = False,
+    precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 where it is faster")] = None,
+    buckets: Annotated[bool | None, typer.Option(help="batches of images of about the same shape")] = None,
+    cache: Annotated[float, typer.Option(min=0, help="GB of prepared images that are kept for the next pass")] = 1.0,
     skip_missing: SkipMissing = False,
 ):
     """Train a detector, or masks, on a COCO folder. Run it under `torchrun` or `accelerate launch`
@@ -527,10 +531,13 @@ def train_command(
         raise typer.BadParameter(
             "give one of --frozen-detector and --model", param_hint="--frozen-detector"
         )
+    if flips and augment is not None:
+        raise typer.BadParameter("give one of --flips and --augment", param_hint="--flips")
     masks = masks or bool(frozen_detector)
     recipe = choose_recipe(
-        preset, masks, bool(frozen_detector), steps, epochs, batch_size=batch_size, lr=lr, seed=seed, augment=augment,
-        ema=ema, evaluations=evaluations, patience=patience, backbone_lr=backbone_lr,
+        preset, masks, bool(frozen_detector), steps, epochs, batch_size=batch_size, lr=lr, seed=seed,
+        augment="flips" if flips else augment, ema=ema, evaluations=evaluations, patience=patience,
+        backbone_lr=backbone_lr, precision=precision, buckets=buckets,
     )
     dataset = detr_nb.datasets.open_split(data, "train", panoptic, skip_missing)
     if dataset.id2label != detr_nb.SceneDetection.id2label: recipe = replace(recipe, ema_warmup=True)
@@ -547,7 +554,8 @@ def train_command(
     if freeze_backbone: (network.detr if masks else network).freeze_backbone()
     if frozen_detector:
         network.freeze_detector()
-    typer.echo(f"trained model: {detr_nb.train(network, dataset, out, recipe, processor, val, resume, workers)}")
+    path = detr_nb.train(network, dataset, out, recipe, processor, val, resume, workers, cache=cache)
+    typer.echo(f"trained model: {path}")
 
 # %% ../nbs/52_cli.ipynb #3a6a4160
 def compare_names(of_model: dict[int, str], of_data: dict[int, str]) -> None:
@@ -714,12 +722,43 @@ def check_command(
     if figure and whole: draw_check(data, whole, panoptic, figure)
     if any(report["faults"] for report in reports): raise typer.Exit(1)
 
+# %% ../nbs/52_cli.ipynb #bench521
+@app.command()
+def bench(
+    cases: Annotated[list[str] | None, typer.Argument(help="which ones; else all that the device has")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="of this program; else as many as PyTorch takes")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="how often the candidates take turns")] = 5,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    small: Annotated[bool, typer.Option("--small", help="small networks and images: does everything run?")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write machine and numbers here too")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw the ratios here")] = None,
+    check: Annotated[bool, typer.Option("--check", help="exit code 1 where a ratio is below its floor")] = False,
+    force: Force = False,
+):
+    """Side by side with transformers: boxes, exports, masks, segments, loss, training step, processor,
+    post-processing, evaluation, memory, import."""
+    import torch
+    from detr_nb.bench import Setting, below_floor, describe_machine, draw_bench, run_bench
+    if device not in ("cpu", "cuda"): raise typer.BadParameter(f"{device!r}: want cpu or cuda", param_hint="--device")
+    for path in (json_file, figure):
+        if path: claim(path, force)
+    if threads: torch.set_num_threads(threads)
+    machine = describe_machine(device)
+    typer.echo(machine)
+    rows = run_bench(cases, rounds, Setting(device, small), typer.echo)
+    if json_file: detr_nb.files.write_json({"machine": machine, "rows": rows}, json_file, pretty=True)
+    if figure:
+        with detr_nb.files.atomic(figure) as part: draw_bench(rows, machine).figure.savefig(part, dpi=110)
+    low = below_floor(rows)
+    for line in low if check else []: print(f"below its floor: {line}", file=sys.stderr)
+    if check and low: raise typer.Exit(1)
+
 # %% ../nbs/52_cli.ipynb #8014c7ed
 def main() -> None:
     "The command `detr-nb`. What is wrong is said in one line, with exit code 2; a fault of the program ends with 3."
     try:
         app()
-    except (ValueError, FloatingPointError, OSError) as error:
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"detr-nb: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except Exception:

@@ -247,7 +247,7 @@ def compare_coins(
     least: float = 0.4,         # of a coin's box that must be inside, in the part that teaches
     steps: int = 70,
     stop: int | None = None,    # leave at this step
-) -> dict[str, Any]:            # the arguments, the loss of the first step, AP50 and AP on 24 squares of the right part
+) -> dict[str, Any]:            # the arguments, the first loss, AP50 and AP on 24 squares of the right part
     """Train on squares of the photograph of coins, and judge on its other part.
 
     Args:
@@ -262,8 +262,7 @@ def compare_coins(
         stop (int | None): leave at this step
 
     Returns:
-        dict[str, Any]: the arguments, the loss of the first step, AP50 and AP on 24 squares of the
-            right part
+        dict[str, Any]: the arguments, the first loss, AP50 and AP on 24 squares of the right part
 
     Raises:
         ValueError: for another start.
@@ -274,8 +273,9 @@ def compare_coins(
     photo = photographs.coins()
     coins = find_coins(photo)
     cut_squares(photo, coins, folder, "train", count, seed, least)
-    cut_squares(photo, coins, folder, "val", 24, seed=1000)
-    squares, val = open_split(folder, "train"), open_split(folder, "val")
+    for place, rule in ((folder, 0.4), (folder / "small", 0.1)):  # the same squares, with two rules
+        cut_squares(photo, coins, place, "val", 24, 1000, rule)
+    squares, val, small = open_split(folder, "train"), open_split(folder, "val"), open_split(folder / "small", "val")
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -288,8 +288,9 @@ def compare_coins(
         query_groups=3, evaluations=1, seed=seed,
     )
     trained = DetrForObjectDetection.from_pretrained(train(network, squares, folder / "run", recipe, processor))
-    numbers = evaluate(trained, val, processor, progress=False)["all"]
+    numbers, other = (evaluate(trained, split, processor, progress=False)["all"] for split in (val, small))
     return {
         "count": count, "start": start, "seed": seed, "least": least, "steps": steps,
         "loss": read_log(folder / "run" / "log.csv")[0]["loss"], "AP50": numbers["AP50"], "AP": numbers["AP"],
+        "AP50 of small pieces": other["AP50"],
     }

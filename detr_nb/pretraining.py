@@ -134,6 +134,7 @@ def pretrain_backbone(
     path: str | os.PathLike,             # where the weights go (.safetensors); its state lies beside it
     steps: int = 9000, batch_size: int = 8, lr: float = 2e-3, weight_decay: float = 1e-4, seed: int = 1,
     save_every: int = 500,               # steps
+    ask_boxes: bool = True,              # the second question, too
 ) -> list[tuple[float, float]]:          # loss of classes and of boxes at every step
     """Teach the narrow backbone, with ordinary batch norm, what each cell of a scene shows. Its
     weights are the package's own pretrained backbone.
@@ -146,6 +147,7 @@ def pretrain_backbone(
         weight_decay (float): Defaults to 1e-4.
         seed (int): Defaults to 1.
         save_every (int): steps. Defaults to 500.
+        ask_boxes (bool): the second question, too. Defaults to True.
 
     Returns:
         list[tuple[float, float]]: loss of classes and of boxes at every step
@@ -159,7 +161,7 @@ def pretrain_backbone(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    recipe = [int(steps), int(batch_size), float(lr), float(weight_decay), int(seed)]
+    recipe = [int(steps), int(batch_size), float(lr), float(weight_decay), int(seed)] + [False] * (not ask_boxes)
     state = Path(f"{path}.state")
     log = []
     if state.exists():
@@ -184,7 +186,7 @@ def pretrain_backbone(
             *model(((images - mean) / std).permute(0, 3, 1, 2)), mixture, boxes
         )
         optimizer.zero_grad()
-        (class_loss + box_loss).backward()
+        (class_loss + ask_boxes * box_loss).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -257,6 +259,7 @@ def compare_beginnings(
     seed: int = 0,
     steps: int = 2000,            # of 8 scenes
     stop: int | None = None,      # leave at this step
+    backbone: str | os.PathLike = ASSETS / "scenes" / "backbone.safetensors",  # pretrained weights
 ) -> list[dict[str, Any]]:        # beginning, seed, step, loss, AP, AP things
     """Train the embedded network for a while, from a pretrained or a random backbone; the random
     one's batch norms are frozen, as a DETR's are, or "normalised": they learn. Its AP on 50 scenes
@@ -267,6 +270,8 @@ def compare_beginnings(
         seed (int): Defaults to 0.
         steps (int): of 8 scenes. Defaults to 2000.
         stop (int | None): leave at this step
+        backbone (str | os.PathLike): pretrained weights. Defaults to ASSETS / "scenes" /
+            "backbone.safetensors".
 
     Returns:
         list[dict[str, Any]]: beginning, seed, step, loss, AP, AP things
@@ -277,7 +282,7 @@ def compare_beginnings(
     from tqdm.auto import trange
     if beginning not in (known := ("pretrained", "frozen", "random", "normalised")):
         raise ValueError(f"beginning={beginning!r}: want one of {known}")
-    detector = init_scenes_detector(seed=seed)
+    detector = init_scenes_detector(backbone, seed)
     if beginning in ("random", "normalised"):
         torch.manual_seed(seed)
         detector = DetrForObjectDetection(scenes_config(use_pretrained_backbone=False))

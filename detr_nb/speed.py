@@ -5,12 +5,12 @@
 # %% ../nbs/51_speed.ipynb #speed003
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +31,64 @@ TASKS = "detection", "instance", "panoptic", "semantic"
 
 # %% auto #0
 __all__ = [
-    "TASKS", "take_turns", "ExportedModel", "export_model", "load_model", "stuff_ids", "predict"
+    "TASKS", "take_turns", "seconds_of", "seconds_on_gpu", "ExportedModel", "export_model",
+    "load_model", "stuff_ids", "predict"
 ]
 
 # %% ../nbs/51_speed.ipynb #speed008
 def take_turns(
     cases: Mapping[str, Callable[[], Any]],
     rounds: int = 5,
-    synchronize: Callable[[], Any] = lambda: None,  # on a GPU: `torch.cuda.synchronize`
-) -> dict[str, list[float]]:                        # seconds, one a round
+    device: torch.device | str = "cpu",  # on "cuda" the GPU's own clock is read
+) -> dict[str, list[float]]:             # seconds, one a round
     """How long each case takes. A first round is not counted; then the cases take turns, so that
     whatever slows the machine slows all of them.
 
     Args:
         cases (Mapping[str, Callable[[], Any]])
         rounds (int): Defaults to 5.
-        synchronize (Callable[[], Any]): on a GPU: `torch.cuda.synchronize`. Defaults to lambda:
-            None.
+        device (torch.device | str): on "cuda" the GPU's own clock is read. Defaults to "cpu".
 
     Returns:
         dict[str, list[float]]: seconds, one a round
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
+    gpu = torch.device(device).type == "cuda"
     for turn in range(rounds + 1):
         for name, case in cases.items():
-            synchronize()
-            start = time.perf_counter()
-            case()
-            synchronize()
-            if turn: seconds[name].append(time.perf_counter() - start)
+            found = seconds_on_gpu(case) if gpu else seconds_of(case)
+            if turn: seconds[name].append(found)
     return seconds
+
+def seconds_of(case: Callable[[], Any]) -> float:
+    """One call, on the clock.
+
+    Args:
+        case (Callable[[], Any])
+
+    Returns:
+        float
+    """
+    start = time.perf_counter()
+    case()
+    return time.perf_counter() - start
+
+def seconds_on_gpu(case: Callable[[], Any]) -> float:
+    """One call between two marks in the GPU's queue: a call returns long before its work is done.
+
+    Args:
+        case (Callable[[], Any])
+
+    Returns:
+        float
+    """
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    case()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
 
 # %% ../nbs/51_speed.ipynb #speed041
 EXPORTS = {"torch": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}  # format → file
@@ -238,6 +266,7 @@ def quantize(file: Path, images: Sequence, processor: DetrImageProcessor) -> Non
     """
     import nncf
     import openvino
+    nncf.set_log_level(logging.ERROR)  # it tells of every operation
     batches = [processor(image, return_tensors="np") for image in images]
     inputs = [{name: np.asarray(batch[name]) for name in ("pixel_values", "pixel_mask")} for batch in batches]
     graph = openvino.Core().read_model(file)
@@ -484,57 +513,3 @@ def predict(
             ]
             results += predict_batch(model, processor, part, task, threshold)
     return results
-
-# %% ../nbs/51_speed.ipynb #speed066
-def compare_engines(threads: int, rounds: int = 5, size: tuple[int, int] = (800, 1066)) -> list[dict[str, Any]]:
-    """What each step wins over transformers, for the paper's network with random weights: a row for
-    each step.
-
-    Args:
-        threads (int)
-        rounds (int): Defaults to 5.
-        size (tuple[int, int]): Defaults to (800, 1066).
-
-    Returns:
-        list[dict[str, Any]]
-    """
-    transformers: Any = import_module("transformers")
-    from torch.utils.flop_counter import FlopCounterMode
-    torch.set_num_threads(threads)
-    place = tempfile.TemporaryDirectory()  # some hundred megabytes, gone at the end
-    folder = Path(place.name)
-    torch.manual_seed(0)
-    theirs = transformers.DetrForObjectDetection(
-        transformers.DetrConfig(use_pretrained_backbone=False, num_labels=91)
-    ).eval()
-    theirs.save_pretrained(folder / "model")
-    ours, processor = DetrForObjectDetection.from_pretrained(folder / "model"), DetrImageProcessor()
-    ours.eval().requires_grad_(False)
-    image, mask = torch.randn(1, 3, *size), torch.ones(1, *size, dtype=torch.int64)
-    noise = [np.random.default_rng(i).integers(0, 256, (480, 640, 3), dtype=np.uint8) for i in range(4)]
-    export_model(ours, processor, folder / "openvino", "openvino")
-    export_model(ours, processor, folder / "int8", "openvino", noise)
-    compiled = torch.compile(theirs)
-    models: dict[str, Callable[..., Any]] = {
-        "transformers": lambda x, m: theirs(pixel_values=x, pixel_mask=m),
-        "transformers, torch.compile": lambda x, m: compiled(pixel_values=x, pixel_mask=m),
-        "as it is": ours, "optimize()": ours.optimize(), "optimize(compile=True)": ours.optimize(compile=True),
-        "optimize(torch.bfloat16)": ours.optimize(torch.bfloat16), "OpenVINO": ExportedModel(folder / "openvino"),
-        "OpenVINO, bfloat16": ExportedModel(folder / "openvino", "bfloat16"),
-        "OpenVINO, int8 and bfloat16": ExportedModel(folder / "int8", "bfloat16"),
-    }
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as counter: wanted = ours(image, mask).pred_boxes
-        apart = {name: (model(image, mask).pred_boxes - wanted).abs().max().item() for name, model in models.items()}
-        cases: dict[str, Callable[[], Any]] = {
-            name: (lambda m=model: m(image, mask)) for name, model in models.items()
-        }
-        for dtype in (torch.float32, torch.bfloat16):
-            a, b = torch.randn(2, 2048, 2048).to(dtype)
-            cases[f"a matrix product, {str(dtype)[6:]}"] = lambda a=a, b=b: a @ b
-        middle = {name: float(np.median(own)) for name, own in take_turns(cases, rounds).items()}
-    return [
-        {"what": name, "apart": apart.get(name, ""), "times": middle["transformers"] / (
-            time if name in models else time * counter.get_total_flops() / (2 * 2048**3)
-        )} for name, time in middle.items()
-    ]

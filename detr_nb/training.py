@@ -14,7 +14,7 @@ import random
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from .files import Log
 from .mask_head import DetrForSegmentation
 from .pretraining import init_scenes_detector, scenes_processor
 from .processor import BatchFeature, DetrImageProcessor
-from .transforms import random_scale, to_rgb_tensor
+from .transforms import random_flips, random_scale, to_rgb_tensor
 
 # %% auto #0
 __all__ = [
@@ -121,7 +121,8 @@ class Recipe:
             "step".
         drop (float): Defaults to 2 / 3.
         warmup (float): share of the steps in which the rate rises from 0. Defaults to 0.0.
-        augment (bool): flip, random size, random crop. Defaults to True.
+        augment (bool | str): flip, random size, random crop; "flips": mirrored and upside down,
+            nothing else. Defaults to True.
         query_groups (int): sets of queries that learn side by side; only the first is kept.
             Defaults to 1.
         ema (float): decay of the average of the weights that is kept; 0: none. Defaults to 0.0.
@@ -131,6 +132,10 @@ class Recipe:
             to `ema`. Defaults to True.
         patience (int | None): stop after so many evaluations without a better AP (or PQ); None:
             never
+        precision (str): or "bfloat16": of convolutions and products, where autocast allows it.
+            Defaults to "float32".
+        buckets (bool): batches of images with about the same ratio of height to width. Defaults to
+            False.
     """
     steps: int | None = None        # length in steps …
     epochs: float = 300             # … or, where steps is None, in passes over the data
@@ -143,13 +148,15 @@ class Recipe:
     schedule: str = "step"          # "step": × 0.1 after the share `drop`; "cosine": down to 0
     drop: float = 2 / 3
     warmup: float = 0.0             # share of the steps in which the rate rises from 0
-    augment: bool = True            # flip, random size, random crop
+    augment: bool | str = True      # flip, random size, random crop; "flips": mirrored and upside down, nothing else
     query_groups: int = 1           # sets of queries that learn side by side; only the first is kept
     ema: float = 0.0                # decay of the average of the weights that is kept; 0: none
     evaluations: int = 30           # while training, evenly spaced
     seed: int = 0
     ema_warmup: bool = True         # the average forgets faster at first: decay (1 + step) ÷ (10 + step), up to `ema`
     patience: int | None = None     # stop after so many evaluations without a better AP (or PQ); None: never
+    precision: str = "float32"      # or "bfloat16": of convolutions and products, where autocast allows it
+    buckets: bool = False           # batches of images with about the same ratio of height to width
 
     def __post_init__(self):
         for name, (wanted, fits) in _RECIPE_RULES.items():
@@ -166,8 +173,10 @@ _RECIPE_RULES = {  # field → what it must be, and a test of it
     "backbone_lr": _not_negative, "weight_decay": _not_negative, "clip": _positive,
     "schedule": ("'step' or 'cosine'", lambda value: value in ("step", "cosine")),
     "drop": ("a number from 0 to 1", lambda value: is_number(value, least=0, most=1)), "warmup": _share,
-    "augment": _switch, "query_groups": _count, "ema": _share, "evaluations": _count,
+    "augment": ('True, False or "flips"', lambda value: value == "flips" or isinstance(value, bool)),
+    "query_groups": _count, "ema": _share, "evaluations": _count,
     "seed": ("a whole number of at least 0", is_whole), "ema_warmup": _switch, "patience": _count_or_none,
+    "precision": ("'float32' or 'bfloat16'", lambda value: value in ("float32", "bfloat16")), "buckets": _switch,
 }
 
 RECIPES = {
@@ -310,9 +319,8 @@ def as_learner(
     return MaskLearner(model)
 
 # %% ../nbs/41_training.ipynb #6353b982
-@functools.lru_cache(maxsize=1)
 def shuffled(length: int, seed: int) -> list[int]:
-    """The numbers 0 … length − 1 in an order that depends on the seed. The last one is kept.
+    """The numbers 0 … length − 1 in an order that depends on the seed.
 
     Args:
         length (int)
@@ -322,6 +330,52 @@ def shuffled(length: int, seed: int) -> list[int]:
         list[int]
     """
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
+
+def into_buckets(
+    order: list[int],         # images of a pass
+    ratios: Sequence[float],  # height ÷ width of every image
+    batch: int,
+    skip: int,                # so many come first: they fill the last batch of the pass before
+    seed: int,
+) -> list[int]:
+    """The same images, none moved by more than sixteen batches, so that those of a batch have about
+    the same ratio.
+
+    Args:
+        order (list[int]): images of a pass
+        ratios (Sequence[float]): height ÷ width of every image
+        batch (int)
+        skip (int): so many come first: they fill the last batch of the pass before
+        seed (int)
+
+    Returns:
+        list[int]
+    """
+    whole = skip + (len(order) - skip) // batch * batch
+    found, rng = order[:skip], random.Random(seed)
+    for start in range(skip, whole, 16 * batch):
+        part = sorted(order[start : min(start + 16 * batch, whole)], key=ratios.__getitem__)
+        batches = [part[i : i + batch] for i in range(0, len(part), batch)]
+        rng.shuffle(batches)
+        found += [index for one in batches for index in one]
+    return found + order[whole:]
+
+def aspect_ratios(dataset: Any) -> list[float] | None:
+    """Height ÷ width of every image, as a COCO file says; None for scenes, which are square.
+
+    Args:
+        dataset (Any)
+
+    Returns:
+        list[float] | None
+    """
+    if isinstance(dataset, CocoDetection): entries = [dataset.coco.imgs[i] for i in dataset.ids]
+    elif isinstance(dataset, CocoPanoptic): entries = [dataset.images[a["image_id"]] for a in dataset.annotations]
+    else: return None
+    for entry in entries:
+        if not (is_whole(entry.get("width"), least=1) and is_whole(entry.get("height"), least=1)):
+            raise ValueError(f"buckets=True: image {entry['id']} has no width and height in the annotations")
+    return [entry["height"] / entry["width"] for entry in entries]
 
 # %% ../nbs/41_training.ipynb #5846fd48
 class StepSampler:
@@ -336,6 +390,8 @@ class StepSampler:
         stop (int): step after the last
         rank (int): Defaults to 0.
         world (int): Defaults to 1.
+        ratios (Sequence[float] | None): height ÷ width of every image: batches of about the same
+            one
     """
     def __init__(
         self,
@@ -345,8 +401,9 @@ class StepSampler:
         start: int,       # first step
         stop: int,        # step after the last
         rank: int = 0, world: int = 1,
+        ratios: Sequence[float] | None = None,  # height ÷ width of every image: batches of about the same one
     ):
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.length, self.batch_size, self.seed, self.ratios = length, batch_size, seed, ratios
         self.steps = range(start, stop)
         self.rank = rank
         self.world = world
@@ -354,13 +411,28 @@ class StepSampler:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def order(self, turn: int) -> list[int]:
+        """The images of a pass.
+
+        Args:
+            turn (int)
+
+        Returns:
+            list[int]
+        """
+        order, batch = shuffled(self.length, self.seed + turn), self.batch_size * self.world
+        if self.ratios is None: return order
+        return into_buckets(order, self.ratios, batch, -turn * self.length % batch, self.seed + turn)
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        known, order = -1, []
         for step in self.steps:
-            first = (step * self.world + self.rank) * self.batch_size
-            yield [
-                (shuffled(self.length, self.seed + number // self.length)[number % self.length], number)
-                for number in range(first, first + self.batch_size)
-            ]
+            first, draws = (step * self.world + self.rank) * self.batch_size, []
+            for number in range(first, first + self.batch_size):
+                turn, place = divmod(number, self.length)
+                if turn != known: known, order = turn, self.order(turn)
+                draws.append((order[place], number))
+            yield draws
 
 # %% ../nbs/41_training.ipynb #b9ae4f9e
 def drop_crowds(
@@ -389,17 +461,34 @@ class TrainingImages(Dataset):
         processor (DetrImageProcessor)
         recipe (Recipe)
         masks (bool): Defaults to False.
+        cache (float): GB of prepared images that are kept for the next pass. Defaults to 0.
     """
-    def __init__(self, dataset: Any, processor: DetrImageProcessor, recipe: Recipe, masks: bool = False):
+    def __init__(
+        self,
+        dataset: Any,
+        processor: DetrImageProcessor,
+        recipe: Recipe,
+        masks: bool = False,
+        cache: float = 0,    # GB of prepared images that are kept for the next pass
+    ):
         self.dataset = dataset
         self.processor = copy.copy(processor)
         self.recipe = recipe
         self.masks = masks
+        self.room, self.kept = cache * 1e9, {}
         # the augmentation chooses the size
-        self.processor.do_resize = processor.do_resize and not recipe.augment
+        self.processor.do_resize = processor.do_resize and recipe.augment is not True
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor] | None]:
-        index, number = draw
+    def prepare(self, index: int) -> tuple[Tensor, Any]:
+        """What is the same in every pass: decoded, with its target; without augmentation also
+        resized and normalised.
+
+        Args:
+            index (int)
+
+        Returns:
+            tuple[Tensor, Any]
+        """
         image, target = self.dataset[index]
         image = to_rgb_tensor(image)
         height, width = image.shape[-2:]
@@ -407,13 +496,20 @@ class TrainingImages(Dataset):
             target = drop_crowds(panoptic_target(target, target["masks_path"], height, width, self.masks))
         else:
             target = detection_target(target, height, width, self.masks)
-        if self.recipe.augment:
-            rng = random.Random(self.recipe.seed * 1_000_003 + number)
-            size = self.processor.size
-            image, target = random_scale(
-                image, target, rng, size.get("longest_edge", 1333), size.get("shortest_edge", size.get("height", 800))
-            )
-        return self.processor.encode(image, target)
+        return (image, target) if self.recipe.augment else self.processor.encode(image, target)
+
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor] | None]:
+        index, number = draw
+        image, target = self.kept.get(index) or self.prepare(index)
+        if index not in self.kept and (taken := sum(x.nbytes for x in (image, *target.values()))) <= self.room:
+            self.kept[index] = image, target
+            self.room -= taken
+        if not self.recipe.augment: return image, dict(target)
+        rng = random.Random(self.recipe.seed * 1_000_003 + number)
+        if self.recipe.augment == "flips": return self.processor.encode(*random_flips(image, target, rng))
+        size = self.processor.size
+        longest, shortest = size.get("longest_edge", 1333), size.get("shortest_edge", size.get("height", 800))
+        return self.processor.encode(*random_scale(image, target, rng, longest, shortest))
 
 # %% ../nbs/41_training.ipynb #a2b3b4b9
 def average_weights(recipe: Recipe, averages: Any, weights: Any, count: Tensor | int) -> None:
@@ -462,7 +558,8 @@ def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path:
         run (dict)
         path (Path)
     """
-    old, new = ({"ema_warmup": False, "patience": None} | old_recipe | old_run), recipe | run
+    newer = {"ema_warmup": False, "patience": None, "precision": "float32", "buckets": False}  # than some checkpoints
+    old, new = (newer | old_recipe | old_run), recipe | run
     free = {"patience"} | ({"ema_warmup"} if not recipe["ema"] else set())
     names = [name for name in new if name in old and old[name] != new[name] and name not in free]
     if not names: return
@@ -583,10 +680,11 @@ def train_step(
     Raises:
         FloatingPointError: when the loss is not finite.
     """
-    batch = BatchFeature(batch).to(accelerator.device)
-    loss, parts = model(
-        batch.pixel_values.contiguous(memory_format=torch.channels_last), batch.pixel_mask, batch.labels,
-    )
+    batch = BatchFeature(batch).to(accelerator.device, non_blocking=True)
+    pixels = batch.pixel_values.contiguous(memory_format=torch.channels_last)
+    half = state.recipe.precision == "bfloat16"  # or what Accelerate was configured for
+    with torch.autocast(accelerator.device.type, torch.bfloat16) if half else nullcontext():
+        loss, parts = model(pixels, batch.pixel_mask, batch.labels)
     if not loss.isfinite():
         kept = state.path is not None and state.path.exists()
         saved = f"the last checkpoint is {state.path}" if kept else "nothing was saved yet"
@@ -776,6 +874,7 @@ def train(
     workers: int = 0,                      # processes that prepare images
     stop_after: int | None = None,         # leave at this step, as if interrupted
     callback: Callable[[int, Any], None] | None = None,  # called with step and model, at step 0 and evaluations
+    cache: float = 1.0,                    # GB of prepared images that are kept for the next pass, by all workers
 ) -> Path:                                 # the folder with the trained model, hub layout
     """Train a detector, on one process or, under `accelerate launch`, on many. A run that exists is
     only touched with `resume`.
@@ -793,6 +892,8 @@ def train(
         stop_after (int | None): leave at this step, as if interrupted
         callback (Callable[[int, Any], None] | None): called with step and model, at step 0 and
             evaluations
+        cache (float): GB of prepared images that are kept for the next pass, by all workers.
+            Defaults to 1.0.
 
     Returns:
         Path: the folder with the trained model, hub layout
@@ -826,10 +927,15 @@ def train(
         last = min(steps, stop_after or steps, recipe.stop or steps)
         evaluation_steps = {round(steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
         sampler = StepSampler(
-            len(dataset), recipe.batch_size // world, recipe.seed, state.step, last, rank, world
+            len(dataset), recipe.batch_size // world, recipe.seed, state.step, last, rank, world,
+            aspect_ratios(dataset) if recipe.buckets else None,
         )
-        images = TrainingImages(dataset, processor, recipe, masks)
-        loader = DataLoader(images, batch_sampler=sampler, collate_fn=processor.collate, num_workers=workers)
+        passes = (last - state.step) * recipe.batch_size / len(dataset)
+        images = TrainingImages(dataset, processor, recipe, masks, cache / max(1, workers) if passes > 1 else 0)
+        loader: Any = DataLoader(
+            images, batch_sampler=sampler, collate_fn=processor.collate, num_workers=workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
         bar = tqdm(loader, desc="train", initial=state.step, total=steps, disable=rank > 0, leave=False)
         numbers = []  # of the steps since the last row of the log
         for batch in bar:

@@ -20,7 +20,7 @@ from .files import to_rgb, upright
 
 # %% auto #0
 __all__ = [
-    "to_rgb_tensor", "resized_size", "flip", "resize", "crop", "random_scale"
+    "to_rgb_tensor", "resized_size", "flip", "resize", "crop", "random_scale", "random_flips"
 ]
 
 # %% ../nbs/30_transforms.ipynb #e68a8b84
@@ -105,20 +105,26 @@ def resized_size(
             )
 
 # %% ../nbs/30_transforms.ipynb #c2199ccc
-def flip(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def flip(
+    image: Tensor,              # (3, H, W)
+    target: dict[str, Tensor],  # boxes (T, 4) corners in pixels, perhaps masks (T, H, W)
+    upside_down: bool = False,  # top becomes bottom instead
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Left becomes right.
 
     Args:
-        image (Tensor)
-        target (dict[str, Tensor])
+        image (Tensor): (3, H, W)
+        target (dict[str, Tensor]): boxes (T, 4) corners in pixels, perhaps masks (T, H, W)
+        upside_down (bool): top becomes bottom instead. Defaults to False.
 
     Returns:
         tuple[Tensor, dict[str, Tensor]]
     """
-    width = image.shape[-1]
-    boxes = target["boxes"][:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1])
-    masks = {"masks": target["masks"].flip(-1)} if "masks" in target else {}
-    return image.flip(-1), target | {"boxes": boxes + torch.tensor([width, 0, width, 0])} | masks
+    axis, low, high = (-2, 1, 3) if upside_down else (-1, 0, 2)
+    boxes = target["boxes"].clone()
+    boxes[:, [low, high]] = image.shape[axis] - target["boxes"][:, [high, low]]
+    masks = {"masks": target["masks"].flip(axis)} if "masks" in target else {}
+    return image.flip(axis), target | {"boxes": boxes} | masks
 
 # %% ../nbs/30_transforms.ipynb #45e1bfdd
 def resize_binary(
@@ -231,6 +237,27 @@ def random_scale(
             height, width,
         )
     return scale(image, target, share(rng.choice(range(480, 801, 32))), longest)
+
+# %% ../nbs/30_transforms.ipynb #flips301
+def random_flips(
+    image: Tensor,              # (3, H, W)
+    target: dict[str, Tensor],  # boxes (T, 4) corners in pixels
+    rng: random.Random,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mirrored, upside down, both or neither, one as likely as the other: for images that have no
+    up.
+
+    Args:
+        image (Tensor): (3, H, W)
+        target (dict[str, Tensor]): boxes (T, 4) corners in pixels
+        rng (random.Random)
+
+    Returns:
+        tuple[Tensor, dict[str, Tensor]]
+    """
+    for upside_down in (False, True):
+        if rng.random() < 0.5: image, target = flip(image, target, upside_down)
+    return image, target
 
 # %% ../nbs/30_transforms.ipynb #5ec22608
 def to_uint8_image(image, side: int = 256) -> np.ndarray:

@@ -160,6 +160,83 @@ def test_every_pass_sees_every_image():
     assert [n for _, n in draws] == list(range(20))
 
 
+def test_cached_images_change_nothing(tmp_path):
+    "Two passes with kept images and without: the same log to the last digit; what does not fit is not kept."
+    for augment in (False, "flips", True):
+        recipe, logs = replace(SHORT, augment=augment, steps=4, evaluations=1, query_groups=1), []
+        for cache in (0.0, 1.0):
+            out = tmp_path / f"{augment} {cache}"
+            train(tiny(), SceneDetection(6, seed=6), out, recipe, scenes_processor(), cache=cache)
+            logs.append((out / "log.csv").read_bytes())
+        assert logs[0] == logs[1]
+    images = TrainingImages(SceneDetection(4, seed=6), scenes_processor(), Recipe(augment=False), cache=500_000 / 1e9)
+    first = [images[i, i] for i in (0, 1, 2, 0)]
+    assert sorted(images.kept) == [0, 1] and 0 <= images.room < 200_000  # an image takes 197 kB
+    assert first[0][0] is first[3][0] and first[0][1] is not first[3][1]
+
+
+def test_flips_alone():
+    "The size stays, boxes follow, and all four ways occur; another seed, other draws."
+    dataset = SceneDetection(2, seed=6)
+    plain = TrainingImages(dataset, scenes_processor(), Recipe(augment=False))[0, 0]
+    flipped = TrainingImages(dataset, scenes_processor(), Recipe(augment="flips"))
+    ways = set()
+    for number in range(24):
+        image, target = flipped[0, number]
+        way = next(axes for axes in ((), (1,), (2,), (1, 2)) if torch.equal(image, plain[0].flip(axes)))
+        center = plain[1]["boxes"][:, :2].clone()
+        for axis, column in ((2, 0), (1, 1)):
+            if axis in way: center[:, column] = 1 - center[:, column]
+        np.testing.assert_allclose(target["boxes"], torch.cat([center, plain[1]["boxes"][:, 2:]], 1), atol=1e-6)
+        ways.add(way)
+    assert len(ways) == 4
+
+
+@pytest.mark.parametrize("length", [100, 103, 5])
+def test_buckets_hold_what_the_passes_hold(length):
+    "Every pass has every image once, on one process and on two; and images of a batch are of about one shape."
+    ratios = np.random.default_rng(0).choice([0.5, 0.75, 1.0, 1.5], length).tolist()
+    steps = 3 * length // 4
+    whole = list(StepSampler(length, 4, 1, 0, steps, ratios=ratios))
+    halves = [list(StepSampler(length, 2, 1, 0, steps, rank, 2, ratios)) for rank in range(2)]
+    assert whole == [one + other for one, other in zip(*halves)]
+    assert whole[9:] == list(StepSampler(length, 4, 1, 9, steps, ratios=ratios))
+    draws = [index for batch in whole for index, _ in batch]
+    for start in range(0, len(draws) - length + 1, length):
+        assert sorted(draws[start : start + length]) == list(range(length))
+    assert [number for batch in whole for _, number in batch] == list(range(4 * steps))
+    if length < 50: return
+    plain = list(StepSampler(length, 4, 1, 0, steps))
+    kinds = [np.mean([len({ratios[i] for i, _ in batch}) for batch in batches]) for batches in (whole, plain)]
+    assert kinds[0] < 1.5 < 2 < kinds[1]
+    assert whole != sorted(whole, key=lambda batch: ratios[batch[0][0]])  # batches come in random order
+
+
+def test_sizes_for_buckets_come_from_the_annotations():
+    from detr_nb.data import CocoDetection, coco_index
+    from detr_nb.training import aspect_ratios
+    dataset = CocoDetection.__new__(CocoDetection)
+    entries = [{"id": 7, "width": 40, "height": 20}, {"id": 9, "width": 10, "height": 30}]
+    dataset.coco = coco_index({"images": entries, "annotations": [], "categories": []})
+    dataset.ids = [9, 7]
+    assert aspect_ratios(dataset) == [3.0, 0.5] and aspect_ratios(SceneDetection(3, seed=0)) is None
+    del dataset.coco.imgs[7]["height"]
+    with pytest.raises(ValueError, match="buckets=True: image 7 has no width and height"): aspect_ratios(dataset)
+
+
+def test_fewer_bits(tmp_path):
+    "bfloat16 learns what float32 learns, about as well, and the weights stay in float32."
+    logs = {}
+    for precision in ("float32", "bfloat16"):
+        recipe = replace(SHORT, precision=precision, query_groups=1)
+        model = tiny()
+        train(model, SceneDetection(24, seed=6), tmp_path / precision, recipe, scenes_processor())
+        logs[precision] = [row["loss"] for row in read_log(tmp_path / precision / "log.csv")]
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    np.testing.assert_allclose(logs["bfloat16"], logs["float32"], rtol=0.05)
+    assert logs["bfloat16"] != logs["float32"]
+
+
 TWO = """
     import sys, torch, warnings
     warnings.simplefilter("ignore")

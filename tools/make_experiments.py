@@ -1,18 +1,22 @@
 """The results of experiments that take longer than their chapter may: `python tools/make_experiments.py [NAME …]`
 trains again what they compare and writes `detr_nb/assets/experiments/*.csv`."""
 import csv
+import itertools
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from detr_nb import DetrForObjectDetection, DetrImageProcessor, SceneDetection, evaluate
+from detr_nb.bench import Setting, describe_machine, images_of, published, run_bench
 from detr_nb.files import ASSETS, atomic
 from detr_nb.napkin import compare_runs
 from detr_nb.own_data import compare_coins
-from detr_nb.pretraining import compare_beginnings
-from detr_nb.speed import ExportedModel, compare_engines, export_model
+from detr_nb.pretraining import compare_beginnings, pretrain_backbone
+from detr_nb.speed import ExportedModel, export_model, take_turns
 from detr_nb.training import BY_HEART, learn_by_heart
 
 
@@ -42,6 +46,17 @@ def beginnings() -> None:
     write("beginnings", rows + [row | {"beginning": "normalised, longer"} for row in longer])
 
 
+def box_question() -> None:
+    "40 · Pretraining: backbones that were asked for classes and boxes, or for classes alone, 3,000 steps each."
+    rows = []
+    for seed, (name, ask) in itertools.product((0, 1), {"classes and boxes": True, "classes alone": False}.items()):
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "backbone.safetensors"
+            pretrain_backbone(weights, steps=3000, seed=1 + seed, ask_boxes=ask)
+            rows += [row | {"question": name} for row in compare_beginnings("pretrained", seed, backbone=weights)]
+    write("box_question", rows)
+
+
 def coins() -> None:
     "42 · Your own data: how many images, what to start from, and a rule that changes."
     starts = "checkpoint", "random head", "backbone", "nothing"
@@ -65,7 +80,25 @@ def by_heart() -> None:
 
 def speed() -> None:
     "51 · Speed: what each step wins over transformers on one and two threads, and the embedded model's AP."
-    one, two = compare_engines(1), compare_engines(2)
+    found: dict[str, dict] = {}
+    for threads, name in ((1, "one"), (2, "two")):
+        torch.set_num_threads(threads)
+        theirs, ours = published("DetrForObjectDetection", 91, Setting())
+        image, mask = images_of(1, Setting())
+        with torch.no_grad(), FlopCounterMode(display=False) as counter: ours(image, mask)
+        products = {f"a matrix product, {str(dtype)[6:]}": torch.randn(2, 2048, 2048).to(dtype) for dtype in (
+            torch.float32, torch.bfloat16
+        )}
+        cases = {"transformers": lambda theirs=theirs, x=image, m=mask: theirs(pixel_values=x, pixel_mask=m)}
+        cases |= {name: lambda a=a, b=b: a @ b for name, (a, b) in products.items()}
+        with torch.no_grad(): seconds = take_turns(cases)
+        share = counter.get_total_flops() / (2 * 2048**3)
+        middle = {what: median(own) for what, own in seconds.items()}
+        for what in products: found.setdefault(what, {})[name] = middle["transformers"] / middle[what] / share
+        for row in run_bench(["detection", "exported"]):
+            if row["against"] == "transformers":
+                found.setdefault(row["what"], {})[name] = row["times"]
+                found[row["what"]]["apart"] = row["apart"]
     torch.set_num_threads(1)
     model, processor = DetrForObjectDetection.from_pretrained("scenes"), DetrImageProcessor.from_pretrained("scenes")
     scenes, train = SceneDetection(200, seed=0, split="val"), SceneDetection(16, seed=0, split="train")
@@ -81,12 +114,22 @@ def speed() -> None:
         }
         ap = {name: evaluate(model, scenes, processor)["all"]["AP"] for name, model in models.items()}
     write("speed", [
-        {"what": a["what"], "one": a["times"], "two": b["times"], "apart": a["apart"], "AP": ap.get(a["what"], "")}
-        for a, b in zip(one, two)
+        {"what": what, "one": own["one"], "two": own["two"], "apart": own.get("apart", ""), "AP": ap.get(what, "")}
+        for what, own in found.items()
     ])
 
 
-EXPERIMENTS = {"speed": speed, "napkin": napkin, "beginnings": beginnings, "coins": coins, "by_heart": by_heart}
+def bench() -> None:
+    "98 · Measuring speed: every case of `detr-nb bench` on two threads."
+    torch.set_num_threads(2)
+    rows = run_bench()
+    write("bench", [row | {"machine": describe_machine()} for row in rows])
+
+
+EXPERIMENTS = {
+    "speed": speed, "bench": bench, "napkin": napkin, "beginnings": beginnings,
+    "box_question": box_question, "coins": coins, "by_heart": by_heart,
+}
 
 
 def main(names: list[str]) -> int:
