@@ -96,11 +96,11 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "every pass has the order of the first", "training", "every_pass_has_an_order_of_its_own",
-        "self.seed + number // self.length", "self.seed",
+        "shuffled(self.length, self.seed + turn), self.batch", "shuffled(self.length, self.seed), self.batch",
     ),
     (
         "the order does not depend on the seed", "training", "every_pass_has_an_order_of_its_own",
-        "self.seed + number // self.length", "number // self.length",
+        "shuffled(self.length, self.seed + turn), self.batch", "shuffled(self.length, turn), self.batch",
     ),
     (
         "the processor's longest edge is not asked", "training", "augmented_images_have_the_sizes_of_their_processor",
@@ -116,7 +116,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "augmented images are resized again", "training", "augmented_images_have_the_sizes_of_their_processor",
-        "processor.do_resize and not recipe.augment", "processor.do_resize",
+        "processor.do_resize and recipe.augment is not True", "processor.do_resize",
     ),
     (
         "augmentation does not depend on the seed", "training", "augmentation_depends_on_the_seed",
@@ -129,15 +129,15 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "flip leaves masks as they are", "transforms", "flip_turns_image_boxes_and_masks",
-        'target["masks"].flip(-1)', 'target["masks"]',
+        'target["masks"].flip(axis)', 'target["masks"]',
     ),
     (
         "a flipped box ends before it begins", "transforms", "flip_turns_image_boxes_and_masks",
-        "[:, [2, 1, 0, 3]] * torch", "[:, [0, 1, 2, 3]] * torch",
+        "[:, [high, low]]", "[:, [low, high]]",
     ),
     (
         "boxes are flipped by the height", "transforms", "flip_turns_image_boxes_and_masks",
-        "width = image.shape[-1]", "width = image.shape[-2]",
+        "if upside_down else (-1, 0, 2)", "if upside_down else (-2, 0, 2)",
     ),
     (
         "masks are cropped with rows for columns", "transforms", "crop_cuts_rows_as_rows",
