@@ -345,14 +345,18 @@ def check_split(
     coco, copies = dataset.coco, defaultdict(list)
     for entry in tqdm(list(coco.imgs.values()), desc=f"check {split}", disable=not progress, leave=False):
         path = dataset.folder / entry["file_name"]
-        copies[hashlib.sha256(path.read_bytes()).hexdigest()].append(str(path))
+        copies[hashlib.sha256(path.read_bytes()).hexdigest()].append((str(path), entry["id"]))
         try:
             image = read_entry(path, entry, [path])
             if (turn := image.info["orientation"]) > 1: report["notes"].append(f"{path}: EXIF orientation {turn}")
         except ValueError as error: faults["size"].append(str(error))
         except OSError as error: faults["broken"].append(str(error))
-    twice = [" and ".join(paths[:3]) for paths in copies.values() if len(paths) > 1]
-    report["notes"] += [f"the same image twice: {paths}" for paths in twice]
+    for group in copies.values():
+        if len(group) == 1: continue
+        paths = " and ".join(path for path, _ in group[:3])
+        boxes = [sorted((a["category_id"], *a["bbox"]) for a in coco.imgToAnns[image_id]) for _, image_id in group]
+        if all(own == boxes[0] for own in boxes): report["notes"].append(f"the same image twice: {paths}")
+        else: faults["twice"].append(f"the same image twice, with different boxes: {paths}")
     objects = [a for a in coco.anns.values() if not a["iscrowd"]]
     an_image = Counter(a["image_id"] for a in objects)
     crowded = [f"image {i} has {count}" for i, count in an_image.items() if count > queries]
@@ -364,7 +368,7 @@ def check_split(
         "without objects": len(coco.imgs) - len(an_image), "most in an image": max(an_image.values(), default=0),
         "classes": {n: sum(a["category_id"] == i for a in objects) for i, n in dataset.id2label.items()},
         "by size": {name: sum(a <= side < b for side in sides) for name, (a, b) in limits.items()},
-        "sides": sides, "hashes": {key: paths[0] for key, paths in copies.items()},
+        "sides": sides, "hashes": {key: group[0][0] for key, group in copies.items()},
         "faults": {kind: messages for kind, messages in faults.items() if messages},
     }
     return report

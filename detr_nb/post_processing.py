@@ -484,6 +484,65 @@ def post_process_instance_segmentation(
             found["segmentation"] = rle_as_transformers(found["segmentation"])
     return result
 
+# %% ../nbs/31_post_processing.ipynb #478fca67
+def merge_as_transformers(
+    probabilities: Tensor,              # (K, H, W) of the kept queries
+    scores: Tensor,                     # (K,)
+    labels: Sequence[int],              # (K,)
+    mask_threshold: float, overlap_mask_area_threshold: float, label_ids_to_fuse: Collection[int],
+) -> tuple[Tensor, list[dict]]:
+    """As `merge_masks`, the way transformers does it: no background, score × probability against
+    the threshold, ids that rewind after a fused label; a map of −1 where no query is kept.
+
+    Args:
+        probabilities (Tensor): (K, H, W) of the kept queries
+        scores (Tensor): (K,)
+        labels (Sequence[int]): (K,)
+        mask_threshold (float)
+        overlap_mask_area_threshold (float)
+        label_ids_to_fuse (Collection[int])
+
+    Returns:
+        tuple[Tensor, list[dict]]
+    """
+    if not len(scores): return torch.full(probabilities.shape[1:], -1.0), []
+    weighted = probabilities * scores[:, None, None]
+    owner = running_max(weighted)[1]
+    areas = torch.bincount(owner.flatten(), minlength=len(scores)).tolist()
+    wholes = [int((mask >= mask_threshold).count_nonzero()) for mask in weighted]
+    visible = [
+        k for k, (area, whole) in enumerate(zip(areas, wholes))  # rounded as theirs
+        if area and whole and torch.tensor(area / whole).item() > overlap_mask_area_threshold
+    ]
+    ids = torch.zeros(len(scores), dtype=torch.int32)
+    segments = []
+    fused = {}
+    current = 0
+    for k in visible:
+        current = fused.get(labels[k], current + 1)
+        ids[k] = current
+        fuse = labels[k] in label_ids_to_fuse
+        segments.append(
+            {"id": current, "label_id": labels[k], "was_fused": fuse, "score": round(scores[k].item(), 6)}
+        )
+        if fuse:
+            fused[labels[k]] = current
+    return look_up(ids, owner), segments
+
+def rle_as_transformers(segmentation: Tensor) -> list[list[int]]:
+    """What transformers calls a COCO annotation: starts, counted from 1, and lengths of runs, row
+    by row, of every value of the map.
+
+    Args:
+        segmentation (Tensor)
+
+    Returns:
+        list[list[int]]
+    """
+    masks = ((segmentation == value).flatten().cpu().numpy() for value in segmentation.unique())
+    edges = [np.flatnonzero(np.diff(mask, prepend=False, append=False)) for mask in masks]
+    return [np.stack([e[::2] + 1, e[1::2] - e[::2]], 1).ravel().tolist() for e in edges]
+
 # %% ../nbs/31_post_processing.ipynb #f2e8779f
 def post_process_segmentation(
     outputs,
@@ -632,62 +691,3 @@ def post_process_panoptic(
         Image.fromarray(id_to_rgb(ids)).save(file, format="PNG")
         result.append({"png_string": file.getvalue(), "segments_info": segments})
     return result
-
-# %% ../nbs/31_post_processing.ipynb #478fca67
-def merge_as_transformers(
-    probabilities: Tensor,              # (K, H, W) of the kept queries
-    scores: Tensor,                     # (K,)
-    labels: Sequence[int],              # (K,)
-    mask_threshold: float, overlap_mask_area_threshold: float, label_ids_to_fuse: Collection[int],
-) -> tuple[Tensor, list[dict]]:
-    """As `merge_masks`, the way transformers does it: no background, score × probability against
-    the threshold, ids that rewind after a fused label; a map of −1 where no query is kept.
-
-    Args:
-        probabilities (Tensor): (K, H, W) of the kept queries
-        scores (Tensor): (K,)
-        labels (Sequence[int]): (K,)
-        mask_threshold (float)
-        overlap_mask_area_threshold (float)
-        label_ids_to_fuse (Collection[int])
-
-    Returns:
-        tuple[Tensor, list[dict]]
-    """
-    if not len(scores): return torch.full(probabilities.shape[1:], -1.0), []
-    weighted = probabilities * scores[:, None, None]
-    owner = running_max(weighted)[1]
-    areas = torch.bincount(owner.flatten(), minlength=len(scores)).tolist()
-    wholes = [int((mask >= mask_threshold).count_nonzero()) for mask in weighted]
-    visible = [
-        k for k, (area, whole) in enumerate(zip(areas, wholes))  # rounded as theirs
-        if area and whole and torch.tensor(area / whole).item() > overlap_mask_area_threshold
-    ]
-    ids = torch.zeros(len(scores), dtype=torch.int32)
-    segments = []
-    fused = {}
-    current = 0
-    for k in visible:
-        current = fused.get(labels[k], current + 1)
-        ids[k] = current
-        fuse = labels[k] in label_ids_to_fuse
-        segments.append(
-            {"id": current, "label_id": labels[k], "was_fused": fuse, "score": round(scores[k].item(), 6)}
-        )
-        if fuse:
-            fused[labels[k]] = current
-    return look_up(ids, owner), segments
-
-def rle_as_transformers(segmentation: Tensor) -> list[list[int]]:
-    """What transformers calls a COCO annotation: starts, counted from 1, and lengths of runs, row
-    by row, of every value of the map.
-
-    Args:
-        segmentation (Tensor)
-
-    Returns:
-        list[list[int]]
-    """
-    masks = ((segmentation == value).flatten().cpu().numpy() for value in segmentation.unique())
-    edges = [np.flatnonzero(np.diff(mask, prepend=False, append=False)) for mask in masks]
-    return [np.stack([e[::2] + 1, e[1::2] - e[::2]], 1).ravel().tolist() for e in edges]

@@ -616,6 +616,18 @@ def test_check_says_what_is_wrong_with_a_file(coco_file, tmp_path):
     assert "annotation 1 (image 1) has bbox=[1]" in report["faults"]["file"][0]
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_copy_with_other_boxes_is_a_fault_and_one_with_the_same_is_not(tmp_path, same):
+    (tmp_path / "val").mkdir()
+    for name in "ab": Image.new("RGB", (64, 64), (9, 9, 9)).save(tmp_path / "val" / f"{name}.png")
+    boxes = [("coin", 1, 2, 9, 9), ("coin", 20, 20, 40, 40)]
+    write_coco(tmp_path, "val", {"a.png": boxes, "b.png": boxes[::-1] if same else boxes[:1]}, ["coin"])
+    report = check_split(tmp_path, "val", progress=False)
+    assert set(report["faults"]) == (set() if same else {"twice"})
+    found = report["notes"] if same else report["faults"]["twice"]
+    assert len(found) == 1 and "a.png" in found[0] and "b.png" in found[0]
+
+
 @pytest.mark.parametrize("format", ["voc", "yolo"])
 def test_convert_gives_the_boxes_back(tmp_path, format):
     pytest.importorskip("supervision")
