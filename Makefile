@@ -34,8 +34,9 @@ docs: .venv/docs  ## the website, in _docs/site
 browser: docs  ## every link of the website, every page in Chromium
 	$(BIN)/python -m pytest browser -v
 
-soak: .venv/dev  ## 20,000 generated cases of what users hand to the library
+soak: .venv/dev  ## 20,000 generated cases of what users hand to the library; a training killed 200 times
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/soak.py
+	$(BIN)/python tests/survival.py 200
 
 floors: .venv/bin/python  ## the tests with the oldest versions that settings.ini allows, in .venv-floors
 	OMP_NUM_THREADS=1 $(BIN)/python tools/floors.py

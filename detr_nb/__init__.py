@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from . import (
         backbone, bench, boxes, checkpoints, config, data, datasets, detector, evaluation, explore, files,
         integrations, losses, mask_head, mask_losses, matcher, napkin, own_data, panoptic, position, post_processing,
-        pretraining, processor, scenes, speed, training, transformer, transforms, visualization,
+        pretraining, processor, scaling, scenes, speed, training, transformer, transforms, visualization,
     )
     from .backbone import register_backbones
     from .config import DetrConfig
@@ -42,8 +42,8 @@ _HOMES = {  # module → the public names that live in it; the same as above, fo
     "mask_head": "DetrForSegmentation DetrSegmentationOutput", "mask_losses": "",
     "matcher": "DetrHungarianMatcher HungarianMatcher", "napkin": "", "own_data": "", "panoptic": "", "position": "",
     "post_processing": "", "pretraining": "", "processor": "DetrFeatureExtractor DetrImageProcessor",
-    "scenes": "draw_scene make_scenes", "speed": "predict", "training": "RECIPES Recipe train", "transformer": "",
-    "transforms": "", "visualization": "",
+    "scaling": "", "scenes": "draw_scene make_scenes", "speed": "predict", "training": "RECIPES Recipe train",
+    "transformer": "", "transforms": "", "visualization": "",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 

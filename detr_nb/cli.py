@@ -49,7 +49,7 @@ SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="leave out ima
 __all__ = [
     "app", "data_app", "TaskOption", "Model", "Out", "Force", "SkipMissing", "Task", "demo",
     "detect", "export", "train_command", "eval_command", "scenes", "from_table", "convert",
-    "check_command", "bench", "main"
+    "check_command", "show_batch", "bench", "main"
 ]
 
 # %% ../nbs/52_cli.ipynb #117223c2
@@ -523,10 +523,13 @@ def train_command(
     precision: Annotated[str | None, typer.Option(help="float32, or bfloat16 where it is faster")] = None,
     buckets: Annotated[bool | None, typer.Option(help="batches of images of about the same shape")] = None,
     cache: Annotated[float, typer.Option(min=0, help="GB of prepared images that are kept for the next pass")] = 1.0,
+    accumulate: Annotated[int | None, typer.Option(min=1, help="parts of a batch that is too large for memory")] = None,
+    keep: Annotated[int, typer.Option(min=0, help="so many of the last checkpoints stay, as checkpoint-STEP.pt")] = 0,
+    log_with: Annotated[str | None, typer.Option(help="tensorboard, wandb, trackio: also log there")] = None,
     skip_missing: SkipMissing = False,
 ):
     """Train a detector, or masks, on a COCO folder. Run it under `torchrun` or `accelerate launch`
-    for several processes."""
+    for several processes. After SIGTERM it saves and ends with exit code 75; --resume goes on."""
     if frozen_detector and model:
         raise typer.BadParameter(
             "give one of --frozen-detector and --model", param_hint="--frozen-detector"
@@ -537,7 +540,7 @@ def train_command(
     recipe = choose_recipe(
         preset, masks, bool(frozen_detector), steps, epochs, batch_size=batch_size, lr=lr, seed=seed,
         augment="flips" if flips else augment, ema=ema, evaluations=evaluations, patience=patience,
-        backbone_lr=backbone_lr, precision=precision, buckets=buckets,
+        backbone_lr=backbone_lr, precision=precision, buckets=buckets, accumulate=accumulate,
     )
     dataset = detr_nb.datasets.open_split(data, "train", panoptic, skip_missing)
     if dataset.id2label != detr_nb.SceneDetection.id2label: recipe = replace(recipe, ema_warmup=True)
@@ -554,8 +557,11 @@ def train_command(
     if freeze_backbone: (network.detr if masks else network).freeze_backbone()
     if frozen_detector:
         network.freeze_detector()
-    path = detr_nb.train(network, dataset, out, recipe, processor, val, resume, workers, cache=cache)
+    path = detr_nb.train(
+        network, dataset, out, recipe, processor, val, resume, workers, cache=cache, keep=keep, log_with=log_with
+    )
     typer.echo(f"trained model: {path}")
+    if val is not None: typer.echo(f"the best on the val split: {out / 'best'}")
 
 # %% ../nbs/52_cli.ipynb #3a6a4160
 def compare_names(of_model: dict[int, str], of_data: dict[int, str]) -> None:
@@ -722,6 +728,23 @@ def check_command(
     if figure and whole: draw_check(data, whole, panoptic, figure)
     if any(report["faults"] for report in reports): raise typer.Exit(1)
 
+# %% ../nbs/52_cli.ipynb #showbatch52
+@data_app.command(name="show-batch")
+def show_batch(
+    batch: Annotated[Path, typer.Argument(help="bad_batch_….pt, which a training saved when its loss was not finite")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="the picture; else beside the batch")] = None,
+    force: Force = False,
+):
+    "Draw the images and boxes of a batch with which a training failed."
+    path, model = out or batch.with_suffix(".png"), batch.parent / "model"
+    known = (model / "preprocessor_config.json").exists()
+    processor = detr_nb.DetrImageProcessor.from_pretrained(model) if known else detr_nb.DetrImageProcessor()
+    names = detr_nb.DetrConfig.from_pretrained(model).id2label if known else None
+    claim(path, force)
+    axes = detr_nb.training.draw_batch(batch, processor, names)
+    with detr_nb.files.atomic(path) as part: axes[0].figure.savefig(part, dpi=110)
+    typer.echo(f"{path}: {len(axes)} images")
+
 # %% ../nbs/52_cli.ipynb #bench521
 @app.command()
 def bench(
@@ -764,3 +787,6 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         raise SystemExit(3) from None
+
+# %% ../nbs/52_cli.ipynb #main5201
+if __name__ == "__main__" and "__file__" in globals(): main()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .backbone import ConvEncoder, FrozenBatchNorm2d, resize_mask
 from .checkpoints import Pretrained
 from .config import DetrConfig
-from .losses import DetrLoss, Pairs, weighted_sum
+from .losses import DetrLoss, Divisors, Pairs, weighted_sum
 from .matcher import HungarianMatcher, PackedTargets
 from .position import POSITION_EMBEDDINGS
 from .transformer import Decoder, Encoder
@@ -530,6 +530,7 @@ class DetrForObjectDetection(Pretrained):
         labels: Sequence[Mapping[str, Tensor]] | PackedTargets,  # B of: class_labels (T,), boxes (T, 4) in 0…1
         criterion: DetrLoss | None = None, # the detector's own
         pairs: Pairs | None = None,        # what the criterion's `match` returns; None: matched here
+        divisors: Divisors | None = None,  # what its `divisors` returns; None: of this batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and its parts.
 
@@ -539,11 +540,12 @@ class DetrForObjectDetection(Pretrained):
                 (T, 4) in 0…1
             criterion (DetrLoss | None): the detector's own
             pairs (Pairs | None): what the criterion's `match` returns; None: matched here
+            divisors (Divisors | None): what its `divisors` returns; None: of this batch
 
         Returns:
             tuple[Tensor, dict[str, Tensor]]
         """
-        parts = (criterion or self.criterion)(predictions, labels, pairs)
+        parts = (criterion or self.criterion)(predictions, labels, pairs, divisors)
         c = self.config
         return weighted_sum(
             parts, c.bbox_loss_coefficient, c.giou_loss_coefficient, c.mask_loss_coefficient,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -119,8 +118,7 @@ def read_log(
 
 # %% ../nbs/91_files.ipynb #e676a618
 class Log:
-    """Rows of numbers in a CSV file and, where tensorboard is installed, in its event files. Rows
-    after `step` of an earlier run are taken back.
+    """Rows of numbers in a CSV file. Rows after `step` of an earlier run are taken back.
 
     Args:
         folder (Path)
@@ -138,12 +136,6 @@ class Log:
         with atomic(self.path) as part:
             part.write_text(",".join(self.columns) + "\r\n", newline="")
             self._append(part, kept)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-            self.events = SummaryWriter(str(folder / "events"), purge_step=step + 1)
-        except ImportError:
-            self.events = None
-            print("tensorboard is not installed: the log is log.csv alone", file=sys.stderr)
 
     def _append(self, path: Path, rows: list[dict[str, float]]) -> None:
         with open(path, "a", newline="") as file:
@@ -156,8 +148,6 @@ class Log:
             row (dict[str, float])
         """
         self._append(self.path, [row])
-        for name, value in row.items() if self.events else ():
-            self.events.add_scalar(name, value, int(row["step"]))
 
 # %% ../nbs/91_files.ipynb #9dcd004e
 def to_rgb(

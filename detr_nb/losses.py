@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "LOSSES", "stack_layers", "DetrLoss", "weighted_sum"
+    "LOSSES", "Divisors", "stack_layers", "DetrLoss", "weighted_sum"
 ]
 
 # %% ../nbs/14_losses.ipynb #9e0d6f2e
@@ -101,6 +101,7 @@ def class_loss(
     labels: Tensor,        # (B, T) int64
     pairs: Pairs,
     class_weight: Tensor,  # (C + 1,)
+    divisor: Tensor | None = None,  # what the sum is divided by; None: the weights of this batch and its siblings
 ) -> Tensor:               # (L,)
     """Cross-entropy of every query, weighted by its class, over the sum of weights. A query without
     a partner should say no-object.
@@ -110,6 +111,8 @@ def class_loss(
         labels (Tensor): (B, T) int64
         pairs (Pairs)
         class_weight (Tensor): (C + 1,)
+        divisor (Tensor | None): what the sum is divided by; None: the weights of this batch and its
+            siblings
 
     Returns:
         Tensor: (L,)
@@ -118,9 +121,8 @@ def class_loss(
     wanted[pairs.layer, pairs.image, pairs.query] = labels[pairs.image, pairs.target]
     weight = class_weight[wanted].flatten(1)
     nll = cross_entropy(logits.flatten(0, 2), wanted.flatten(), reduction="none").view_as(weight)
-    return (nll * weight).sum(1) / mean_over_processes(weight.sum(1)).clamp(
-        min=torch.finfo(weight.dtype).tiny
-    )
+    divisor = mean_over_processes(weight.sum(1)) if divisor is None else divisor.to(weight)
+    return (nll * weight).sum(1) / divisor.clamp(min=torch.finfo(weight.dtype).tiny)
 
 # %% ../nbs/14_losses.ipynb #8a5fb5f0
 def box_losses(
@@ -204,6 +206,16 @@ def matched_mask_losses(
 # %% ../nbs/14_losses.ipynb #9842de12
 LOSSES = "labels", "boxes", "cardinality", "masks"
 
+class Divisors(NamedTuple):
+    """What the sums of the loss are divided by.
+
+    Attributes:
+        boxes (Tensor): () number of objects
+        weights (Tensor): () class weights of all queries
+    """
+    boxes: Tensor    # () number of objects
+    weights: Tensor  # () class weights of all queries
+
 def stack_layers(
     outputs: Mapping,         # logits (B, N, C + 1), pred_boxes (B, N, 4), auxiliary_outputs: such mappings
 ) -> tuple[Tensor, Tensor]:   # (L, B, N, C + 1) and (L, B, N, 4)
@@ -233,6 +245,8 @@ class DetrLoss(nn.Module):
     Raises:
         ValueError: for the name of an unknown loss.
     """
+    class_weight: Tensor
+
     def __init__(
         self,
         matcher: HungarianMatcher,
@@ -282,11 +296,37 @@ class DetrLoss(nn.Module):
         """
         return join_pairs(self.matcher.match_layers(logits, boxes, targets), logits.shape[1], logits.device)
 
+    def divisors(
+        self,
+        batches: Sequence[Sequence[Mapping[str, Tensor]]],  # of one step: lists of targets with `class_labels`
+        num_queries: int,
+    ) -> Divisors:
+        """For gradients of several batches (and processes) that are averaged to one step: with
+        these divisors their mean is the gradient of the whole.
+
+        Args:
+            batches (Sequence[Sequence[Mapping[str, Tensor]]]): of one step: lists of targets with
+                `class_labels`
+            num_queries (int)
+
+        Returns:
+            Divisors
+        """
+        weight = self.class_weight
+        total = weight.new_zeros(2)
+        for labels in (target["class_labels"].to(weight.device) for targets in batches for target in targets):
+            matched = min(len(labels), num_queries)
+            total[0] += len(labels)
+            total[1] += weight[labels].mean() * matched if matched else 0
+            total[1] += weight[-1] * (num_queries - matched)
+        return Divisors(*(mean_over_processes(total) / len(batches)))
+
     def forward(
         self,
         outputs: Mapping,            # logits (B, N, C + 1), pred_boxes (B, N, 4), auxiliary_outputs, masks
         targets: Sequence[Mapping[str, Tensor]] | PackedTargets,  # B of: class_labels, boxes, masks
         pairs: Pairs | None = None,  # what `match` returns; None: matched here
+        divisors: Divisors | None = None,  # what `divisors` returns; None: of this batch and its siblings
     ) -> dict[str, Tensor]:
         """`loss_ce`, `loss_bbox`, `loss_giou`, `cardinality_error`, the same with `_0`, `_1` … for
         auxiliary layers, and `loss_mask`, `loss_dice`. Computed in float32 at least. Boxes are
@@ -298,6 +338,8 @@ class DetrLoss(nn.Module):
             targets (Sequence[Mapping[str, Tensor]] | PackedTargets): B of: class_labels, boxes,
                 masks
             pairs (Pairs | None): what `match` returns; None: matched here
+            divisors (Divisors | None): what `divisors` returns; None: of this batch and its
+                siblings
 
         Returns:
             dict[str, Tensor]
@@ -312,12 +354,13 @@ class DetrLoss(nn.Module):
             )
         targets = pack_targets(targets, logits)
         pairs = self.match_stacked(logits, boxes, targets) if pairs is None else pairs
-        num_boxes = mean_over_processes(
-            torch.tensor(float(sum(targets.counts)), device=logits.device)
-        ).clamp(min=1)
+        objects = torch.tensor(float(sum(targets.counts)), device=logits.device)
+        num_boxes = (mean_over_processes(objects) if divisors is None else divisors.boxes).clamp(min=1)
         losses = {}
         if "labels" in self.losses:
-            losses["loss_ce"] = class_loss(logits, targets.labels, pairs, self.class_weight)
+            losses["loss_ce"] = class_loss(
+                logits, targets.labels, pairs, self.class_weight, divisors and divisors.weights
+            )
         if "boxes" in self.losses:
             losses["loss_bbox"], losses["loss_giou"] = box_losses(boxes, targets.boxes, pairs, num_boxes)
         if "cardinality" in self.losses:

@@ -19,7 +19,7 @@ from detr_nb.detector import (
     _GIVEN, DetrForObjectDetection, Output, Tokens, hidden_fields, image_tokens, inference_copy, learned_states,
     predict_from, transform,
 )
-from .losses import LOSSES, DetrLoss
+from .losses import LOSSES, DetrLoss, Divisors
 from .matcher import pack_targets
 from .transformer import ACTIVATIONS
 
@@ -449,6 +449,7 @@ class DetrForSegmentation(Pretrained):
         pixel_values: Tensor,                    # (B, 3, H, W) normalised
         pixel_mask: Tensor | None,               # (B, H, W)
         labels: Sequence[Mapping[str, Tensor]],  # B of: class_labels (T,), boxes (T, 4), masks (T, H, W)
+        divisors: Divisors | None = None,        # what the criterion's `divisors` returns; None: of this batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its parts, with masks drawn for the matched queries only.
 
@@ -457,6 +458,7 @@ class DetrForSegmentation(Pretrained):
             pixel_mask (Tensor | None): (B, H, W)
             labels (Sequence[Mapping[str, Tensor]]): B of: class_labels (T,), boxes (T, 4), masks
                 (T, H, W)
+            divisors (Divisors | None): what the criterion's `divisors` returns; None: of this batch
 
         Returns:
             tuple[Tensor, dict[str, Tensor]]
@@ -471,7 +473,7 @@ class DetrForSegmentation(Pretrained):
         last = pairs.layer == len(learned) - 1
         wanted = [states[i, pairs.query[last & (pairs.image == i)]] for i in range(len(states))]
         masks = torch.cat(draw_masks(self, features, tokens, hidden.encoder_last_hidden_state, wanted))
-        return self.detr.loss(predictions | {"matched_masks": masks}, targets, self.criterion, pairs)
+        return self.detr.loss(predictions | {"matched_masks": masks}, targets, self.criterion, pairs, divisors)
 
     @torch.inference_mode()
     def predict(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = [
     "DetrHungarianMatcher", "at_least_float32", "matching_cost", "assign", "PackedTargets",
-    "pack_targets", "HungarianMatcher"
+    "pack_targets", "NotFinite", "HungarianMatcher"
 ]
 
 # %% ../nbs/13_matcher.ipynb #16038424
@@ -218,6 +218,9 @@ def pack_targets(
     )
 
 # %% ../nbs/13_matcher.ipynb #6cfa00e9
+class NotFinite(ValueError, FloatingPointError):
+    "Predictions with NaN or infinity among them."
+
 class HungarianMatcher(nn.Module):
     """One query for each target, at the least total cost (paper, section 3.1; the original's
     `models/matcher.py`).
@@ -266,7 +269,7 @@ class HungarianMatcher(nn.Module):
             logits, boxes, packed.labels, packed.boxes, self.class_cost, self.bbox_cost, self.giou_cost
         )
         if not cost.isfinite().all():
-            raise ValueError(
+            raise NotFinite(
                 "the predictions are not finite (NaN or infinity in logits or pred_boxes): "
                 "training has diverged; try a lower learning rate or gradient clipping"
             )

@@ -52,7 +52,7 @@ class SinePositionEmbedding(nn.Module):
         mask = mask.float()
         # rows, then columns: (B, H, W) each, 1, 2, 3 … over the number of real cells
         places = [mask.cumsum(i) / (mask.sum(i, keepdim=True) + 1e-6) * 2 * math.pi for i in (1, 2)]
-        pair = torch.arange(half, device=mask.device) // 2
+        pair = (torch.arange(half, device=mask.device) // 2).float()  # or they have the default dtype
         # (d/2,) each twice: once for sin, once for cos
         divisor = self.temperature ** (2 * pair / half)
         waves = torch.stack(places, 1)[..., None] / divisor              # (B, 2, H, W, d/2)

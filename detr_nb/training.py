@@ -12,7 +12,10 @@ import math
 import os
 import random
 import re
+import shutil
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -31,11 +34,13 @@ from .config import check_categories
 from detr_nb.data import (
     CocoDetection, CocoPanoptic, SceneDetection, detection_target, first_three, is_number, is_whole, panoptic_target,
 )
+from .boxes import box_cxcywh_to_xyxy
 from detr_nb.detector import (
-    DetrForObjectDetection, image_tokens, learned_states, predict_from, transform,
+    DetrForObjectDetection, evaluating, image_tokens, learned_states, predict_from, transform,
 )
 from .evaluation import metrics
-from .files import Log
+from .files import Log, atomic
+from .losses import Divisors, gather_objects, rank_and_world
 from .mask_head import DetrForSegmentation
 from .pretraining import init_scenes_detector, scenes_processor
 from .processor import BatchFeature, DetrImageProcessor
@@ -43,8 +48,10 @@ from .transforms import random_flips, random_scale, to_rgb_tensor
 
 # %% auto #0
 __all__ = [
-    "BY_HEART", "RECIPES", "learn_by_heart", "Recipe", "make_optimizer", "StepSampler",
-    "TrainingImages", "TrainState", "train_step", "train"
+    "BY_HEART", "RECIPES", "learn_by_heart", "Recipe", "make_optimizer", "MaskLearner",
+    "as_learner", "StepSampler", "TrainingImages", "TrainState", "train_step", "step_divisors",
+    "not_finite", "Stopped", "watch_sigterm", "ignore_sigterm", "find_collapse",
+    "warn_of_collapse", "warn_of_rates", "draw_batch", "train"
 ]
 
 # %% ../nbs/41_training.ipynb #4ad87e74
@@ -136,6 +143,8 @@ class Recipe:
             Defaults to "float32".
         buckets (bool): batches of images with about the same ratio of height to width. Defaults to
             False.
+        accumulate (int): parts in which each process sends its share of a batch through the
+            network. Defaults to 1.
     """
     steps: int | None = None        # length in steps …
     epochs: float = 300             # … or, where steps is None, in passes over the data
@@ -157,6 +166,7 @@ class Recipe:
     patience: int | None = None     # stop after so many evaluations without a better AP (or PQ); None: never
     precision: str = "float32"      # or "bfloat16": of convolutions and products, where autocast allows it
     buckets: bool = False           # batches of images with about the same ratio of height to width
+    accumulate: int = 1             # parts in which each process sends its share of a batch through the network
 
     def __post_init__(self):
         for name, (wanted, fits) in _RECIPE_RULES.items():
@@ -177,6 +187,7 @@ _RECIPE_RULES = {  # field → what it must be, and a test of it
     "query_groups": _count, "ema": _share, "evaluations": _count,
     "seed": ("a whole number of at least 0", is_whole), "ema_warmup": _switch, "patience": _count_or_none,
     "precision": ("'float32' or 'bfloat16'", lambda value: value in ("float32", "bfloat16")), "buckets": _switch,
+    "accumulate": _count,
 }
 
 RECIPES = {
@@ -243,6 +254,7 @@ class GroupedQueries(nn.Module):
         pixel_values: Tensor,             # (B, 3, H, W) normalised
         pixel_mask: Tensor,               # (B, H, W) 1 where the image is real
         labels: list[dict[str, Tensor]],  # B of: class_labels (T,), boxes (T, 4) centre and size in 0…1
+        divisors: Divisors | None = None, # of the loss, for one group; None: of this batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, averaged over the groups, and its parts.
 
@@ -251,6 +263,7 @@ class GroupedQueries(nn.Module):
             pixel_mask (Tensor): (B, H, W) 1 where the image is real
             labels (list[dict[str, Tensor]]): B of: class_labels (T,), boxes (T, 4) centre and size
                 in 0…1
+            divisors (Divisors | None): of the loss, for one group; None: of this batch
 
         Returns:
             tuple[Tensor, dict[str, Tensor]]
@@ -265,7 +278,8 @@ class GroupedQueries(nn.Module):
         )
         states = learned_states(hidden).unflatten(2, (self.groups, -1))  # (L, B, G, N, d)
         predictions = predict_from(self.detector, states.transpose(1, 2).flatten(1, 2))
-        return self.detector.loss(predictions, labels * self.groups)
+        if divisors is not None: divisors = Divisors(*(self.groups * divisor for divisor in divisors))
+        return self.detector.loss(predictions, labels * self.groups, divisors=divisors)
 
 # %% ../nbs/41_training.ipynb #09c22cd2
 class MaskLearner(nn.Module):
@@ -284,6 +298,7 @@ class MaskLearner(nn.Module):
         pixel_values: Tensor,             # (B, 3, H, W) normalised
         pixel_mask: Tensor,               # (B, H, W) 1 where the image is real
         labels: list[dict[str, Tensor]],  # B of: class_labels (T,), boxes (T, 4), masks (T, H, W)
+        divisors: Divisors | None = None, # of the loss; None: of this batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its parts, with masks for the matched queries alone.
 
@@ -291,11 +306,12 @@ class MaskLearner(nn.Module):
             pixel_values (Tensor): (B, 3, H, W) normalised
             pixel_mask (Tensor): (B, H, W) 1 where the image is real
             labels (list[dict[str, Tensor]]): B of: class_labels (T,), boxes (T, 4), masks (T, H, W)
+            divisors (Divisors | None): of the loss; None: of this batch
 
         Returns:
             tuple[Tensor, dict[str, Tensor]]
         """
-        return self.segmenter.training_loss(pixel_values, pixel_mask, labels)
+        return self.segmenter.training_loss(pixel_values, pixel_mask, labels, divisors)
 
 def as_learner(
     model: DetrForObjectDetection | DetrForSegmentation,
@@ -558,7 +574,8 @@ def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path:
         run (dict)
         path (Path)
     """
-    newer = {"ema_warmup": False, "patience": None, "precision": "float32", "buckets": False}  # than some checkpoints
+    newer = {"ema_warmup": False, "patience": None, "precision": "float32", "buckets": False,  # than some
+             "accumulate": 1}
     old, new = (newer | old_recipe | old_run), recipe | run
     free = {"patience"} | ({"ema_warmup"} if not recipe["ema"] else set())
     names = [name for name in new if name in old and old[name] != new[name] and name not in free]
@@ -599,6 +616,8 @@ class TrainState:
         self.run: dict[str, Any] = {}              # what the run works on, see `describe_run`
         self.best: float | None = None             # the highest AP or PQ so far …
         self.since = 0                             # … and how many evaluations ago that was
+        self.sums: dict[str, float] = {}           # of what the steps since the last row of the log gave …
+        self.count = 0                             # … and how many those are
         self._parts = {"model": self.learner, "optimizer": self.optimizer, "schedule": self.schedule}
         if recipe.ema:
             self._parts["average"] = self.average
@@ -612,14 +631,19 @@ class TrainState:
         """
         return self.detector if self.average is None else self.average.module
 
-    def save(self, path: Path) -> None:
+    def save(
+        self, path: Path,
+        sums: list[dict[str, float]] | None = None,  # of every process; None: of this one
+    ) -> None:
         """Write a checkpoint, whole or not at all.
 
         Args:
             path (Path)
+            sums (list[dict[str, float]] | None): of every process; None: of this one
         """
         values = {name: part.state_dict() for name, part in self._parts.items()}
         numbers = {"step": self.step, "recipe": asdict(self.recipe), "best": self.best, "since": self.since}
+        numbers |= {"sums": sums or [self.sums], "count": self.count}
         save_checkpoint(values | numbers | {"run": self.run}, path)
 
     def load(self, path: Path) -> None:
@@ -641,6 +665,18 @@ class TrainState:
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} belongs to another network ({str(error).splitlines()[0]})") from error
         self.step, self.best, self.since = values["step"], values.get("best"), values.get("since", 0)
+        sums, (rank, world) = values.get("sums", [{}]), rank_and_world()
+        even = {name: sum(one[name] for one in sums) / len(sums) for name in sums[0]}
+        self.sums, self.count = sums[rank] if len(sums) == world else even, values.get("count", 0)
+
+    def note(self, numbers: dict[str, Tensor]) -> None:
+        """Add what a step gave to the sums for the next row of the log.
+
+        Args:
+            numbers (dict[str, Tensor])
+        """
+        for name, value in numbers.items(): self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
 
     def improved(self, value: float) -> bool:
         """Take note of an evaluation. Whether training should go on: False when patience is at its
@@ -661,7 +697,7 @@ def train_step(
     state: TrainState,
     model: nn.Module,    # the state's learner, as Accelerate prepared it
     optimizer,           # and its optimizer
-    batch: BatchFeature,
+    batch: BatchFeature | Sequence[BatchFeature],  # or the parts of one
     accelerator,
 ) -> dict[str, Tensor]:
     """One step of gradient descent. Returns the loss, the gradient's norm before it was clipped,
@@ -671,34 +707,76 @@ def train_step(
         state (TrainState)
         model (nn.Module): the state's learner, as Accelerate prepared it
         optimizer: and its optimizer
-        batch (BatchFeature)
+        batch (BatchFeature | Sequence[BatchFeature]): or the parts of one
         accelerator
 
     Returns:
         dict[str, Tensor]
 
     Raises:
-        FloatingPointError: when the loss is not finite.
+        FloatingPointError: when loss or gradient are not finite.
     """
-    batch = BatchFeature(batch).to(accelerator.device, non_blocking=True)
-    pixels = batch.pixel_values.contiguous(memory_format=torch.channels_last)
+    batches = [batch] if isinstance(batch, dict) else list(batch)
+    batches = [BatchFeature(part).to(accelerator.device, non_blocking=True) for part in batches]
+    divisors = step_divisors(state, [part.labels for part in batches]) if len(batches) > 1 else None
     half = state.recipe.precision == "bfloat16"  # or what Accelerate was configured for
-    with torch.autocast(accelerator.device.type, torch.bfloat16) if half else nullcontext():
-        loss, parts = model(pixels, batch.pixel_mask, batch.labels)
-    if not loss.isfinite():
-        kept = state.path is not None and state.path.exists()
-        saved = f"the last checkpoint is {state.path}" if kept else "nothing was saved yet"
-        raise FloatingPointError(f"step {state.step + 1}: the loss is {loss.item()}; {saved}")
+    sums: dict[str, Tensor] = {}
     optimizer.zero_grad()
-    accelerator.backward(loss)
+    for number, part in enumerate(batches, start=1):
+        pixels = part.pixel_values.contiguous(memory_format=torch.channels_last)
+        with nullcontext() if number == len(batches) else accelerator.no_sync(model):  # processes meet once a step
+            with torch.autocast(accelerator.device.type, torch.bfloat16) if half else nullcontext():
+                try: loss, parts = model(pixels, part.pixel_mask, part.labels, divisors)
+                except FloatingPointError as error: raise not_finite(state, part, str(error)) from error
+            if not loss.isfinite(): raise not_finite(state, part, f"the loss is {loss.item()}")
+            accelerator.backward(loss / len(batches))
+        for name, value in ({"loss": loss} | parts).items():
+            if not re.search(r"_\d+$", name): sums[name] = sums.get(name, 0) + value.detach() / len(batches)
     norm = accelerator.clip_grad_norm_(model.parameters(), state.recipe.clip)
+    if accelerator.scaler is None and not norm.isfinite():  # a scaler skips such a step and tries a smaller scale
+        raise not_finite(state, batches[-1], f"the gradient's norm is {norm.item()}")
     optimizer.step()
     if state.average is not None:
         state.average.update_parameters(state.detector)
     state.schedule.step()
     state.step += 1
-    numbers = {"loss": loss, "grad_norm": norm} | parts
-    return {k: v.detach() for k, v in numbers.items() if not re.search(r"_\d+$", k)}
+    return sums | {"grad_norm": norm.detach()}
+
+def step_divisors(state: TrainState, labels: Sequence[Sequence[dict[str, Tensor]]]) -> Divisors:
+    """What the losses of all parts of a step are divided by, so that their mean is the loss of the
+    whole.
+
+    Args:
+        state (TrainState)
+        labels (Sequence[Sequence[dict[str, Tensor]]])
+
+    Returns:
+        Divisors
+    """
+    detector: Any = state.detector
+    return detector.criterion.divisors(labels, detector.config.num_queries)
+
+def not_finite(state: TrainState, batch: BatchFeature, what: str) -> FloatingPointError:
+    """An error that names the step, the images and the last good checkpoint; the batch is saved
+    beside it.
+
+    Args:
+        state (TrainState)
+        batch (BatchFeature)
+        what (str)
+
+    Returns:
+        FloatingPointError
+    """
+    images = [int(target["image_id"]) for target in batch.labels if "image_id" in target]
+    kept = state.path is not None and state.path.exists()
+    message = f"step {state.step + 1}, images {images}: {what}; "
+    message += f"the last checkpoint is {state.path}" if kept else "nothing was saved yet"
+    if state.path is not None and state.path.parent.is_dir():
+        path = state.path.parent / f"bad_batch_{state.step + 1}_{rank_and_world()[0]}.pt"
+        with atomic(path) as part: torch.save(dict(BatchFeature(batch).to("cpu")), part)
+        message += f". The batch was saved: `detr-nb data show-batch {path}` draws it"
+    return FloatingPointError(message)
 
 # %% ../nbs/41_training.ipynb #a72dac85
 def count_steps(
@@ -771,9 +849,11 @@ def own_folder(
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            if rank == 0: stack.enter_context(FileLock(out / ".lock", timeout=0))
+            if rank == 0: stack.enter_context(FileLock(out / ".lock", timeout=8))  # workers outlive a killed run by 5 s
         except Timeout as error:
             raise ValueError(f"{out}: another training is writing there: want a folder for each") from error
+        for place in (out, out / "model", out / "best") if rank == 0 else ():
+            for part in place.glob(".*.part*"): part.unlink()  # what a killed run had begun to write
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", r"labels\[.*targets for .* queries")  # said once, at the start
         yield
@@ -799,17 +879,39 @@ def warn_of_crowded(num_queries: int, dataset: Any) -> None:
             f"(--queries {max(counts.values())}) or more has a place for all", stacklevel=3,
         )
 
-def save_run(state: TrainState, path: Path, processor: DetrImageProcessor) -> None:
-    """Write a checkpoint, and beside it the model so far, as it can be used.
+def save_run(
+    state: TrainState, path: Path, processor: DetrImageProcessor, sums: list[dict[str, float]], keep: int = 0,
+) -> None:
+    """Write a checkpoint, and beside it the model so far, as it can be used. The last `keep`
+    checkpoints stay, too.
 
     Args:
         state (TrainState)
         path (Path)
         processor (DetrImageProcessor)
+        sums (list[dict[str, float]])
+        keep (int): Defaults to 0.
     """
-    state.save(path)
-    state.eval_model.save_pretrained(path.parent / "model")
-    processor.save_pretrained(path.parent / "model")
+    state.save(path, sums)
+    save_model(state.eval_model, processor, path.parent / "model")
+    if not keep: return
+    named = path.with_name(f"checkpoint-{state.step}.pt")
+    with atomic(named) as part:  # the same bytes under a second name, where the file system can do that
+        try: os.link(path, part)
+        except OSError: shutil.copyfile(path, part)
+    steps = {int(file.stem.split("-")[1]): file for file in path.parent.glob("checkpoint-*.pt")}
+    for step in sorted(steps)[:-keep]: steps[step].unlink()
+
+def save_model(model: Any, processor: DetrImageProcessor, folder: Path) -> None:
+    """A model and its processor as `from_pretrained` opens them.
+
+    Args:
+        model (Any)
+        processor (DetrImageProcessor)
+        folder (Path)
+    """
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 def say_metrics(step: int, loss: float, found: dict[str, float]) -> None:
     """An evaluation as a line on stderr, above the bar.
@@ -823,11 +925,21 @@ def say_metrics(step: int, loss: float, found: dict[str, float]) -> None:
     numbers = " · ".join(f"{name} {value:.3f}" for name, value in found.items())
     tqdm.write(f"step {step}: loss {loss:.3f} · {numbers}", file=sys.stderr)
 
-def make_accelerator(batch_size: int):
+def make_accelerator(
+    batch_size: int,
+    accumulate: int = 1,                              # parts of each process's share
+    masks: bool = False,                              # are learned: a process may have none to draw in a step
+    log_with: Any = None,                             # trackers of Accelerate, as for `train`
+    folder: Path | None = None,                       # of the run, where trackers write
+):
     """Accelerate's view of this process and its siblings.
 
     Args:
         batch_size (int)
+        accumulate (int): parts of each process's share. Defaults to 1.
+        masks (bool): are learned: a process may have none to draw in a step. Defaults to False.
+        log_with (Any): trackers of Accelerate, as for `train`
+        folder (Path | None): of the run, where trackers write
 
     Raises:
         ValueError: if they cannot share a batch evenly.
@@ -836,31 +948,171 @@ def make_accelerator(batch_size: int):
     from accelerate.utils import DistributedDataParallelKwargs
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or Accelerate takes two processes on CPUs for two runs
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=masks)],
+        log_with=log_with, project_dir=None if folder is None else str(folder),
     )
-    if batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"batch_size={batch_size} is not divisible by {accelerator.num_processes} processes"
-        )
+    if batch_size % (accelerator.num_processes * accumulate):
+        parts = f" with {accumulate} parts each" if accumulate > 1 else ""
+        raise ValueError(f"batch_size={batch_size} is not divisible by {accelerator.num_processes} processes{parts}")
     return accelerator
 
-
-def mean_numbers(steps: list[dict[str, Tensor]], accelerator) -> dict[str, float]:
-    """What `train_step` returned, as means over several steps and all processes. Every process must
-    ask.
+def mean_numbers(state: TrainState, accelerator) -> dict[str, float]:
+    """The mean of what the steps since the last row gave, over all processes, which must all ask.
 
     Args:
-        steps (list[dict[str, Tensor]])
+        state (TrainState)
         accelerator
 
     Returns:
         dict[str, float]
     """
-    means = {
-        name: torch.tensor(sum(float(numbers[name]) for numbers in steps) / len(steps), device=accelerator.device)
-        for name in steps[0]
-    }
+    means = {name: torch.tensor(total / state.count, device=accelerator.device) for name, total in state.sums.items()}
+    state.sums, state.count = {}, 0
     return {name: float(value) for name, value in accelerator.reduce(means, "mean").items()}
+
+def in_any_process(asked: bool, accelerator) -> bool:
+    """Whether one of the processes asked: all must know, or they would wait for each other.
+
+    Args:
+        asked (bool)
+        accelerator
+
+    Returns:
+        bool
+    """
+    if accelerator.num_processes == 1: return asked
+    return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum") > 0)
+
+# %% ../nbs/41_training.ipynb #badday411
+class Stopped(SystemExit):
+    """A training was stopped by SIGTERM and saved; it ends the program with exit code 75 unless it
+    is caught.
+
+    Args:
+        step (int)
+        path (Path)
+        rank (int): Defaults to 0.
+    """
+    def __init__(self, step: int, path: Path, rank: int = 0):
+        super().__init__(75)
+        if rank == 0: print(f"stopped at step {step} and saved {path}: go on with --resume", file=sys.stderr)
+
+@contextmanager
+def watch_sigterm() -> Iterator[list[int]]:
+    """A list that a SIGTERM is put into while the block runs, in place of ending the program (in
+    the main thread only).
+
+    Returns:
+        Iterator[list[int]]
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try: yield came
+    finally: signal.signal(signal.SIGTERM, before)
+
+def ignore_sigterm(worker: int) -> None:
+    """For a process that prepares images: the one that trains decides when to stop.
+
+    Args:
+        worker (int)
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+# %% ../nbs/41_training.ipynb #badday412
+def find_collapse(
+    logits: Tensor,  # (B, N, C + 1)
+    boxes: Tensor,   # (B, N, 4) in 0…1
+) -> str | None:
+    """What all queries have in common that they should not, in words; None if nothing.
+
+    Args:
+        logits (Tensor): (B, N, C + 1)
+        boxes (Tensor): (B, N, 4) in 0…1
+
+    Returns:
+        str | None
+    """
+    classes = logits.argmax(-1)
+    said = classes[classes < logits.shape[-1] - 1]
+    if len(said) == 0: return 'every query says "nothing" in every image'
+    if boxes.std(1).amax() < 0.01: return "all queries give one and the same box"
+    if len(boxes) > 1 and boxes.std(0).amax() < 0.01 and (classes == classes[0]).all():
+        return "all images get the same answer"
+    if len(boxes) > 1 and len(said) == classes.numel() and len(said.unique()) == 1:
+        return "all queries give one and the same class"
+    return None
+
+def warn_of_collapse(model: Any, batch: BatchFeature, before: str | None, step: int) -> str | None:
+    """What `find_collapse` says of a batch; a warning if it said the same `before`.
+
+    Args:
+        model (Any)
+        batch (BatchFeature)
+        before (str | None)
+        step (int)
+
+    Returns:
+        str | None
+    """
+    with evaluating(model), torch.no_grad():
+        detector = getattr(model, "detr", model)
+        part = BatchFeature(batch).to(next(model.parameters()).device)
+        outputs = detector(part.pixel_values, part.pixel_mask)
+        found = find_collapse(outputs.logits.float(), outputs.pred_boxes.float())
+    if found and found == before and step >= 200:  # at first every network is like that
+        warnings.warn(
+            f"step {step}: {found}, as at the evaluation before. Draw the targets (`detr-nb data check`); then try a "
+            "lower rate (--lr), more steps, or a start from a trained model (--model)", stacklevel=3,
+        )
+    return found
+
+def warn_of_rates(recipe: Recipe, images: int) -> None:
+    """One warning for the rates of COCO's recipe on a small dataset.
+
+    Args:
+        recipe (Recipe)
+        images (int)
+    """
+    coco = RECIPES["coco"]
+    if images >= 2000 or (recipe.lr, recipe.backbone_lr) != (coco.lr, coco.backbone_lr): return
+    warnings.warn(
+        f"lr={recipe.lr:g} and backbone_lr={recipe.backbone_lr:g} are the rates of COCO's recipe, for 118,287 images "
+        f"and 300 passes; this dataset has {images}. Compare a few (--lr, --backbone-lr) by their AP on the val split",
+        stacklevel=3,
+    )
+
+# %% ../nbs/41_training.ipynb #badday414
+def draw_batch(
+    path: str | os.PathLike,            # of a batch that `train` saved
+    processor: DetrImageProcessor,      # whose mean and deviation are taken back
+    id2label: dict[int, str] | None = None,
+):
+    """The images of a saved batch with their boxes, and how large their numbers are. Returns the
+    axes.
+
+    Args:
+        path (str | os.PathLike): of a batch that `train` saved
+        processor (DetrImageProcessor): whose mean and deviation are taken back
+        id2label (dict[int, str] | None)
+    """
+    from detr_nb.visualization import grid, show_boxes
+    batch = torch.load(path, weights_only=True)
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    axes = grid(len(batch["labels"]), columns=4, size=2.2)
+    for pixels, mask, target, ax in zip(batch["pixel_values"], batch["pixel_mask"], batch["labels"], axes):
+        height, width = int(mask[:, 0].sum()), int(mask[0].sum())
+        image = (pixels[:, :height, :width] * deviation + mean).nan_to_num(0, 1, 0).clamp(0, 1)
+        boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
+        title = f"image {int(target['image_id'])}: " * ("image_id" in target) + f"{len(boxes)} objects"
+        if not (largest := float(pixels.abs().max())) < 50: title += f"\npixels up to {largest:.0e}"  # or NaN
+        if not boxes.isfinite().all(): title += "\nboxes that are no numbers"
+        sound = boxes.isfinite().all(1)
+        shown = (image.permute(1, 2, 0) * 255).byte().numpy()
+        show_boxes(shown, boxes[sound], target["class_labels"][sound].tolist(), id2label, title=title, ax=ax)
+    return axes
 
 # %% ../nbs/41_training.ipynb #5c50536c
 def train(
@@ -875,9 +1127,11 @@ def train(
     stop_after: int | None = None,         # leave at this step, as if interrupted
     callback: Callable[[int, Any], None] | None = None,  # called with step and model, at step 0 and evaluations
     cache: float = 1.0,                    # GB of prepared images that are kept for the next pass, by all workers
+    keep: int = 0,                         # so many of the last checkpoints stay, as checkpoint-STEP.pt
+    log_with: str | Sequence[str] | None = None,  # trackers of Accelerate: "tensorboard", "wandb", "trackio" …
 ) -> Path:                                 # the folder with the trained model, hub layout
     """Train a detector, on one process or, under `accelerate launch`, on many. A run that exists is
-    only touched with `resume`.
+    only touched with `resume`. The model with the best AP (or PQ) is kept apart in out/best.
 
     Args:
         detector (DetrForObjectDetection | DetrForSegmentation): masks are learned too; of a frozen
@@ -894,12 +1148,15 @@ def train(
             evaluations
         cache (float): GB of prepared images that are kept for the next pass, by all workers.
             Defaults to 1.0.
+        keep (int): so many of the last checkpoints stay, as checkpoint-STEP.pt. Defaults to 0.
+        log_with (str | Sequence[str] | None): trackers of Accelerate: "tensorboard", "wandb",
+            "trackio" …
 
     Returns:
         Path: the folder with the trained model, hub layout
 
     Raises:
-        FloatingPointError: when the loss is not finite.
+        FloatingPointError: when loss or gradient are not finite, `Stopped` after SIGTERM.
         ValueError: for data or a recipe that do not fit the model.
     """
     from accelerate.utils import set_seed
@@ -912,7 +1169,8 @@ def train(
     masks = isinstance(detector, DetrForSegmentation)
     if masks and hasattr(dataset, "check_masks"): dataset.check_masks()
     warn_of_crowded(detector.config.num_queries, dataset)
-    accelerator = make_accelerator(recipe.batch_size)
+    warn_of_rates(recipe, len(dataset))
+    accelerator = make_accelerator(recipe.batch_size, recipe.accumulate, masks, log_with, out)
     world, rank = accelerator.num_processes, accelerator.process_index
     set_seed(recipe.seed)
     state = TrainState(detector, recipe, steps, accelerator.device, path)
@@ -920,47 +1178,54 @@ def train(
     state.run = describe_run(detector, dataset, processor)
     if resume:
         state.load(path)
-    with own_folder(out, rank):
+    with own_folder(out, rank), watch_sigterm() as came:
         log = Log(out, state.step) if rank == 0 else None
+        if log_with: accelerator.init_trackers("events", {k: v for k, v in asdict(recipe).items() if v is not None})
         if callback and state.step == 0 and rank == 0:
             callback(0, state.eval_model)
         last = min(steps, stop_after or steps, recipe.stop or steps)
         evaluation_steps = {round(steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
         sampler = StepSampler(
-            len(dataset), recipe.batch_size // world, recipe.seed, state.step, last, rank, world,
-            aspect_ratios(dataset) if recipe.buckets else None,
+            len(dataset), recipe.batch_size // world // (parts := recipe.accumulate), recipe.seed, state.step * parts,
+            last * parts, rank, world, aspect_ratios(dataset) if recipe.buckets else None,
         )
         passes = (last - state.step) * recipe.batch_size / len(dataset)
         images = TrainingImages(dataset, processor, recipe, masks, cache / max(1, workers) if passes > 1 else 0)
         loader: Any = DataLoader(
             images, batch_sampler=sampler, collate_fn=processor.collate, num_workers=workers,
-            pin_memory=accelerator.device.type == "cuda",
+            pin_memory=accelerator.device.type == "cuda", worker_init_fn=ignore_sigterm,
         )
-        bar = tqdm(loader, desc="train", initial=state.step, total=steps, disable=rank > 0, leave=False)
-        numbers = []  # of the steps since the last row of the log
-        for batch in bar:
+        batches = iter(loader)
+        bar = tqdm(range(state.step, last), "train", initial=state.step, total=steps, disable=rank > 0, leave=False)
+        going_on, stopped, collapsed = True, False, None
+        for _ in bar:
             torch.manual_seed((recipe.seed * 1_000_003 + state.step) * world + rank)
             lr = state.schedule.get_last_lr()[0]
-            numbers.append(train_step(state, model, optimizer, batch, accelerator))
+            batch = [next(batches) for _ in range(parts)]
+            state.note(train_step(state, model, optimizer, batch, accelerator))
             step = state.step
-            evaluated = step in evaluation_steps
+            evaluated, stopped = step in evaluation_steps, in_any_process(bool(came), accelerator)
             row = {}
             if evaluated or step <= 20 or step % 20 == 0:
                 row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr}
-                row |= mean_numbers(numbers, accelerator)
-                numbers.clear()
+                row |= mean_numbers(state, accelerator)
                 bar.set_postfix(loss=f"{row['loss']:.3f}")
-            going_on = True
             if evaluated and val is not None:
                 row |= (found := metrics(state.eval_model, val, processor, out))
                 going_on = state.improved(next(iter(found.values())))
                 if rank == 0: say_metrics(step, row["loss"], found)
+                if rank == 0 and state.since == 0: save_model(state.eval_model, processor, out / "best")
+            if evaluated and rank == 0: collapsed = warn_of_collapse(state.eval_model, batch[-1], collapsed, step)
             if log and row:  # the first process writes
                 log.write(row)
+            if log_with and row: accelerator.log({k: v for k, v in row.items() if k != "step"}, step)
             if log and evaluated and callback:
                 callback(step, state.eval_model)
-            if log and (evaluated or step % 500 == 0 or step == last):
-                save_run(state, path, processor)
-            if not going_on: break
-    accelerator.wait_for_everyone()
+            if evaluated or stopped or step % 500 == 0 or step == last:
+                sums = gather_objects(state.sums)
+                if rank == 0: save_run(state, path, processor, sums, keep)
+            if stopped or not going_on: break
+        accelerator.wait_for_everyone()
+        if log_with: accelerator.end_training()
+        if stopped: raise Stopped(state.step, path, rank)
     return out / "model"

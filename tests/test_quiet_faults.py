@@ -202,8 +202,10 @@ def test_average_follows_the_new_weights():
 
 
 def test_numbers_of_a_row_are_means():
-    steps = [{"a": torch.tensor(a), "b": torch.tensor(5.0)} for a in (1.0, 2.0, 6.0)]
-    assert mean_numbers(steps, make_accelerator(2)) == {"a": 3.0, "b": 5.0}
+    state = TrainState(DetrForObjectDetection(scenes_config(encoder_layers=1, decoder_layers=1, use_pretrained_backbone=False)), Recipe(steps=5), 5)
+    for a in (1.0, 2.0, 6.0): state.note({"a": torch.tensor(a), "b": torch.tensor(5.0)})
+    assert mean_numbers(state, make_accelerator(2)) == {"a": 3.0, "b": 5.0}
+    assert (state.sums, state.count) == ({}, 0)
 
 
 def test_training_trains_and_stops_where_the_recipe_says(tmp_path):

@@ -1,5 +1,6 @@
 "Training: what the log says is found again, interruptions, two processes, transformers' Trainer, supervision."
 import json
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +15,8 @@ from detr_nb.pretraining import (
     PretrainingScenes, compare_beginnings, init_scenes_detector, pretrain_backbone, scenes_config, scenes_processor,
 )
 from detr_nb.training import (
-    BY_HEART, RECIPES, Recipe, StepSampler, TrainState, TrainingImages, learn_by_heart, train,
+    BY_HEART, RECIPES, GroupedQueries, Recipe, StepSampler, TrainingImages, TrainState, find_collapse, learn_by_heart, train,
+    warn_of_collapse, warn_of_rates,
 )
 
 
@@ -71,7 +73,6 @@ def test_interrupted_and_resumed(tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
     rows = [[row["loss"] for row in read_log(tmp_path / name / "log.csv")] for name in ("whole", "parts")]
     assert rows[0] == rows[1] and len(rows[0]) == 6
-    assert list((tmp_path / "whole" / "events").iterdir())
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -123,16 +124,118 @@ def test_a_loss_that_is_not_finite(tmp_path, monkeypatch):
     model = tiny()
     real = model.loss
 
-    def broken(*arguments):
-        loss, *rest = real(*arguments)
+    def broken(*arguments, **named):
+        loss, *rest = real(*arguments, **named)
         return loss * float("nan"), *rest
 
     monkeypatch.setattr(model, "loss", broken)
-    with pytest.raises(FloatingPointError, match="step 1: the loss is nan; nothing was saved yet"):
+    with pytest.raises(FloatingPointError, match=r"step 1, images \[\d+, \d+, \d+, \d+\]: the loss is nan; nothing was saved yet"):
         train(model, SceneDetection(24, seed=6), tmp_path / "first", SHORT, scenes_processor())
     train(tiny(), SceneDetection(24, seed=6), tmp_path / "later", SHORT, scenes_processor(), stop_after=1)
-    with pytest.raises(FloatingPointError, match="step 2: the loss is nan; the last checkpoint is .*later/checkpoint.pt"):
+    with pytest.raises(FloatingPointError, match="step 2, images .*: the loss is nan; the last checkpoint is .*later/checkpoint.pt. The batch was saved"):
         train(model, SceneDetection(24, seed=6), tmp_path / "later", SHORT, scenes_processor(), resume=True)
+
+
+def test_a_bad_batch_is_saved_and_drawn(tmp_path, monkeypatch):
+    "It holds the images of that step, and the command draws them."
+    from typer.testing import CliRunner
+
+    from detr_nb.cli import app
+    model, real, seen = tiny(), GroupedQueries.forward, []
+
+    def broken(self, pixel_values, pixel_mask, labels, divisors=None):
+        seen.append((pixel_values.clone(), [int(target["image_id"]) for target in labels]))
+        loss, parts = real(self, pixel_values, pixel_mask, labels, divisors)
+        return (loss / 0 if len(seen) == 3 else loss), parts
+
+    monkeypatch.setattr(GroupedQueries, "forward", broken)
+    with pytest.raises(FloatingPointError, match="step 3, images .*: the loss is inf") as error:
+        train(model, SceneDetection(24, seed=6), tmp_path, SHORT, scenes_processor())
+    path = tmp_path / "bad_batch_3_0.pt"
+    pixels, images = seen[-1]
+    batch = torch.load(path, weights_only=True)
+    assert torch.equal(batch["pixel_values"], pixels) and str(images) in str(error.value) and str(path) in str(error.value)
+    assert [int(target["image_id"]) for target in batch["labels"]] == images
+    batch["labels"][1]["boxes"][0] = float("nan")
+    torch.save(batch, path)
+    done = CliRunner().invoke(app, ["data", "show-batch", str(path)])
+    assert done.exit_code == 0 and "4 images" in done.output, done.output
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, monkeypatch):
+    model = tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.class_labels_classifier.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match="step 1, images .*: the gradient's norm is (nan|inf)"):
+        train(model, SceneDetection(24, seed=6), tmp_path, SHORT, scenes_processor())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_parts_of_a_batch_give_the_step_of_the_whole(tmp_path, accumulate):
+    "Losses of all rows to 1e-5, weights to 1e-5; without the common divisors it would be another step."
+    recipe = replace(SHORT, lr=1e-4, backbone_lr=1e-5, ema=0.0)
+    train(tiny(dropout=0.0), SceneDetection(24, seed=6), tmp_path / "whole", recipe, scenes_processor())
+    train(tiny(dropout=0.0), SceneDetection(24, seed=6), tmp_path / "parts", replace(recipe, accumulate=accumulate), scenes_processor())
+    one, other = (read_log(tmp_path / name / "log.csv") for name in ("whole", "parts"))
+    for name in ("loss", "loss_ce", "loss_bbox", "loss_giou"):
+        np.testing.assert_allclose([row[name] for row in other], [row[name] for row in one], rtol=1e-5, err_msg=name)
+    a, b = (DetrForObjectDetection.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "parts"))
+    for name in a: torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="batch_size=4 is not divisible by 1 processes with 3 parts each"):
+        train(tiny(), SceneDetection(24, seed=6), tmp_path / "odd", replace(SHORT, accumulate=3), scenes_processor())
+
+
+def test_what_a_collapse_looks_like():
+    torch.manual_seed(0)
+    logits, boxes = torch.randn(4, 25, 14), torch.rand(4, 25, 4)
+    assert find_collapse(logits, boxes) is None
+    silent = logits.index_fill(2, torch.tensor([13]), 20.0)
+    assert find_collapse(silent, boxes) == 'every query says "nothing" in every image'
+    assert find_collapse(logits, boxes[:, :1].expand(-1, 25, -1)) == "all queries give one and the same box"
+    assert find_collapse(logits[:1].expand(4, -1, -1), boxes[:1].expand(4, -1, -1)) == "all images get the same answer"
+    one = logits.index_fill(2, torch.tensor([5]), 20.0)
+    assert find_collapse(one, boxes) == "all queries give one and the same class"
+    assert find_collapse(one.index_fill(1, torch.tensor([0]), 0.0).index_fill(2, torch.tensor([13]), 1.0), boxes) is None  # one query says nothing
+
+
+def test_a_collapse_is_named_at_the_second_evaluation():
+    "Not at the first, not in the first 200 steps, and the model comes back in its mode."
+    model = tiny().train()
+    torch.nn.init.zeros_(model.class_labels_classifier.weight)
+    model.class_labels_classifier.bias.data = torch.tensor([0.0] * 13 + [30.0])
+    batch = scenes_processor()([SceneDetection(2, seed=6)[i][0] for i in range(2)], return_tensors="pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = warn_of_collapse(model, batch, None, 400)
+        assert found == 'every query says "nothing" in every image' and warn_of_collapse(model, batch, found, 199) == found
+    with pytest.warns(UserWarning, match='step 400: every query says "nothing" in every image, as at the evaluation before'):
+        warn_of_collapse(model, batch, found, 400)
+    assert model.training
+
+
+def test_rates_of_coco_on_few_images(tmp_path):
+    with pytest.warns(UserWarning, match="lr=0.0001 and backbone_lr=1e-05 are the rates of COCO's recipe.*this dataset has 24"):
+        warn_of_rates(RECIPES["coco"], 24)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_rates(RECIPES["coco"], 118_287)
+        warn_of_rates(replace(RECIPES["coco"], lr=2e-4), 24)
+
+
+def test_log_with_a_tracker_of_accelerate(tmp_path):
+    "TensorBoard's file holds what the log holds, through Accelerate alone; without a tracker there is no such file."
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(tiny(), SceneDetection(24, seed=6), tmp_path / "with", SHORT, scenes_processor(), log_with="tensorboard")
+    train(tiny(), SceneDetection(24, seed=6), tmp_path / "without", SHORT, scenes_processor())
+    events = event_accumulator.EventAccumulator(str(tmp_path / "with" / "events"))
+    events.Reload()
+    rows = read_log(tmp_path / "with" / "log.csv")
+    found = [(scalar.step, scalar.value) for scalar in events.Scalars("loss")]
+    assert [step for step, _ in found] == [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose([value for _, value in found], [row["loss"] for row in rows], rtol=1e-4)
+    assert not (tmp_path / "without" / "events").exists()
 
 
 def test_what_cannot_work_leaves_nothing_behind(tmp_path):

@@ -1,9 +1,12 @@
 """The results of experiments that take longer than their chapter may: `python tools/make_experiments.py [NAME …]`
 trains again what they compare and writes `detr_nb/assets/experiments/*.csv`."""
 import csv
+import os
+import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -18,9 +21,9 @@ from detr_nb.datasets import open_split
 from detr_nb.files import ASSETS, atomic
 from detr_nb.napkin import compare_runs
 from detr_nb.own_data import compare_coins, cut_squares, find_coins, start_training
-from detr_nb.pretraining import compare_beginnings, pretrain_backbone
+from detr_nb.pretraining import compare_beginnings, init_scenes_detector, pretrain_backbone, scenes_processor
 from detr_nb.speed import ExportedModel, export_model, take_turns
-from detr_nb.training import BY_HEART, learn_by_heart
+from detr_nb.training import BY_HEART, RECIPES, learn_by_heart
 
 
 def write(name: str, rows: list[dict]) -> None:
@@ -110,6 +113,64 @@ def by_heart() -> None:
     ])
 
 
+def batches() -> None:
+    "43 · Scaling: what a larger batch learns from the same images, or in the same number of steps."
+    rows, same_images = [], ((2, 1.25e-4, 4000), (8, 5e-4, 1000), (32, 5e-4, 250), (32, 1e-3, 250), (32, 2e-3, 250))
+    for batch, lr, steps in (*same_images, (32, 5e-4, 1000)):
+        recipe = replace(
+            RECIPES["scenes"], steps=steps, stop=None, batch_size=batch, lr=lr, backbone_lr=lr, query_groups=1, ema=0.0,
+            evaluations=1,
+        )
+        model, processor = init_scenes_detector(seed=0), scenes_processor()
+        with tempfile.TemporaryDirectory() as folder:
+            train(model, SceneDetection(batch * steps, seed=0), folder, recipe, processor)
+        tables = evaluate(model.eval(), SceneDetection(200, seed=0, split="val"), processor, progress=False)
+        numbers = {"AP": tables["all"]["AP"], "AP50": tables["all"]["AP50"], "AP things": tables["things"]["AP"]}
+        rows.append({"batch": batch, "lr": lr, "steps": steps, "images": batch * steps} | numbers)
+    write("batches", rows)
+
+
+SHARE = """
+import sys, time, torch
+from detr_nb import SceneDetection
+from detr_nb.pretraining import init_scenes_detector, scenes_processor
+from detr_nb.training import RECIPES, StepSampler, TrainingImages, TrainState, make_accelerator, train_step
+threads, batch, steps = map(int, sys.argv[1:])
+torch.set_num_threads(threads)
+accelerator, recipe, processor = make_accelerator(batch), RECIPES["scenes"], scenes_processor()
+rank, world = accelerator.process_index, accelerator.num_processes
+images = TrainingImages(SceneDetection(64, seed=1), processor, recipe)
+draws = list(StepSampler(64, batch // world, 0, 0, 4, rank, world))
+batches = [processor.collate([images[draw] for draw in one]) for one in draws]
+state = TrainState(init_scenes_detector(), recipe, 1000)
+model, optimizer = accelerator.prepare(state.learner.train(), state.optimizer)
+for step in range(steps + 3):
+    if step == 3: began = time.perf_counter()
+    train_step(state, model, optimizer, batches[step % 4], accelerator)
+if rank == 0: print("images a second", steps * batch / (time.perf_counter() - began), flush=True)
+accelerator.end_training()
+"""
+
+
+def processes() -> None:
+    "43 · Scaling: images a second with one process of two threads, and with two of one, in turns."
+    cases = {"one process, one thread": (1, 1), "one process, two threads": (1, 2)}
+    cases |= {"two processes, one thread each": (2, 1)}
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    with tempfile.TemporaryDirectory() as folder:
+        (file := Path(folder) / "share.py").write_text(SHARE)
+        for _ in range(5):
+            for name, (count, threads) in cases.items():
+                launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+                command, settings = [*launcher, str(file), str(threads), "16", "20"], {"OMP_NUM_THREADS": str(threads)}
+                done = subprocess.run(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True)
+                found[name].append(float(done.stdout.split("images a second")[1].split()[0]))
+    write("processes", [
+        {"what": name, "images a second": median(own), "least": min(own), "most": max(own)}
+        for name, own in found.items()
+    ])
+
+
 def speed() -> None:
     "51 · Speed: what each step wins over transformers on one and two threads, and the embedded model's AP."
     found: dict[str, dict] = {}
@@ -161,7 +222,7 @@ def bench() -> None:
 EXPERIMENTS = {
     "speed": speed, "bench": bench, "napkin": napkin, "beginnings": beginnings,
     "box_question": box_question, "coins": coins,
-    "coin_steps": coin_steps, "by_heart": by_heart,
+    "coin_steps": coin_steps, "by_heart": by_heart, "batches": batches, "processes": processes,
 }
 
 

@@ -59,7 +59,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "clip_grad_norm_(optimizer.param_groups[0]['params'], state.recipe.clip)",
     ),
     ("gradients of all steps add up", "training", "steps_do_not_share_a_gradient",
-     "    optimizer.zero_grad()\n    accelerator.backward(loss)\n", "    accelerator.backward(loss)\n"),
+     "    optimizer.zero_grad()\n    for number, part", "    for number, part"),
     (
         "the average is one step behind",
         "training",
@@ -71,7 +71,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "a row of the log says what the last step was", "training", "numbers_of_a_row_are_means",
-        "sum(float(numbers[name]) for numbers in steps) / len(steps)", "float(steps[-1][name])",
+        "self.sums[name] = self.sums.get(name, 0.0) + float(value)", "self.sums[name] = self.count * float(value)",
     ),
     (
         "no dropout while training", "training", "training_trains_and_stops_where_the_recipe_says",
@@ -83,7 +83,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "the last step before the stop is not saved", "training", "training_trains_and_stops_where_the_recipe_says",
-        "if log and (evaluated or step % 500 == 0 or step == last):", "if log and (evaluated or step % 500 == 0):",
+        "if evaluated or stopped or step % 500 == 0 or step == last:", "if evaluated or stopped or step % 500 == 0:",
     ),
     (
         "the last images of an epoch are left out", "training", "an_epoch_is_a_whole_one",
