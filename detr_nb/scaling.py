@@ -24,8 +24,7 @@ class Plan:
         hours (float)
         gpu_hours (float)
         memory (float): GB on each GPU
-        exchange (float): share of a step that exchanging gradients would take if nothing else went
-            on meanwhile
+        exchange (float): time for exchanging gradients over time for computing
     """
     gpus: int
     batch: int                # of all GPUs
@@ -33,7 +32,7 @@ class Plan:
     hours: float
     gpu_hours: float
     memory: float             # GB on each GPU
-    exchange: float           # share of a step that exchanging gradients would take if nothing else went on meanwhile
+    exchange: float           # time for exchanging gradients over time for computing
 
 def plan_training(
     gpus: int,
@@ -47,9 +46,10 @@ def plan_training(
     number: int = 4,                # bytes of a gradient's number
     activations: float = 1.4,       # GB for an image: twice what is kept for the backward pass
     network: float = 10e9,          # bytes a second between two GPUs
+    backward: float = 0.62,         # share of the operations in the backward pass
 ) -> Plan:
-    """A plan from a few assumptions, each an argument. Gradients are exchanged in a ring, and
-    hidden behind the backward pass as far as it is longer.
+    """A plan from a few assumptions, each an argument. Gradients are exchanged in a ring while the
+    backward pass goes on; what takes longer than it is waited for.
 
     Args:
         gpus (int)
@@ -64,13 +64,15 @@ def plan_training(
         activations (float): GB for an image: twice what is kept for the backward pass. Defaults to
             1.4.
         network (float): bytes a second between two GPUs. Defaults to 10e9.
+        backward (float): share of the operations in the backward pass. Defaults to 0.62.
 
     Returns:
         Plan
     """
     computing = batch_per_gpu * operations / (peak * share)
     exchanging = 2 * (gpus - 1) / gpus * parameters * number / network
-    a_second = gpus * batch_per_gpu / max(computing, exchanging)
+    step = (1 - backward) * computing + max(backward * computing, exchanging)
+    a_second = gpus * batch_per_gpu / step
     hours = images * epochs / a_second / 3600
     memory = (4 * 4 * parameters) / 1e9 + batch_per_gpu * activations  # weights, gradients and AdamW's two averages
     return Plan(gpus, gpus * batch_per_gpu, a_second, hours, gpus * hours, memory, exchanging / computing)

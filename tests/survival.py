@@ -2,12 +2,14 @@
 kills two hundred times."""
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 TRAIN = ["-m", "detr_nb.cli", "train", "--preset", "scenes", "--model", "scenes", "--steps", "40", "--batch-size", "4",
          "--evaluations", "4", "--ema", "0.9", "--image-size", "64", "--workers", "1", "--augment", "--keep", "2"]
@@ -43,8 +45,11 @@ def contents(out: Path) -> dict[str, bytes]: return {name: (out / name).read_byt
 def kill(running: subprocess.Popen, after: float) -> bool:
     "SIGKILL for the command and all that it started. Whether it was still running."
     try: running.wait(after)
-    except subprocess.TimeoutExpired:
-        os.killpg(running.pid, signal.SIGKILL)
+    except subprocess.TimeoutExpired:  # as when the machine goes out: torchrun gives each process a group of its own
+        family = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
+        for process in family:
+            with suppress(psutil.NoSuchProcess): process.kill()
+        psutil.wait_procs(family, timeout=60)
         running.wait()
         return True
     return False
