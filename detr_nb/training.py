@@ -49,9 +49,8 @@ from .transforms import random_flips, random_scale, to_rgb_tensor
 # %% auto #0
 __all__ = [
     "BY_HEART", "RECIPES", "learn_by_heart", "Recipe", "make_optimizer", "MaskLearner",
-    "as_learner", "StepSampler", "TrainingImages", "TrainState", "train_step", "step_divisors",
-    "not_finite", "Stopped", "watch_sigterm", "ignore_sigterm", "find_collapse",
-    "warn_of_collapse", "warn_of_rates", "draw_batch", "train"
+    "as_learner", "StepSampler", "TrainingImages", "TrainState", "train_step", "Stopped",
+    "find_collapse", "draw_batch", "train"
 ]
 
 # %% ../nbs/41_training.ipynb #4ad87e74
@@ -734,7 +733,8 @@ def train_step(
             if not re.search(r"_\d+$", name): sums[name] = sums.get(name, 0) + value.detach() / len(batches)
     norm = accelerator.clip_grad_norm_(model.parameters(), state.recipe.clip)
     if accelerator.scaler is None and not norm.isfinite():  # a scaler skips such a step and tries a smaller scale
-        raise not_finite(state, batches[-1], f"the gradient's norm is {norm.item()}")
+        which = "" if len(batches) == 1 else f" (of {len(batches)} parts, of which the last is named and saved)"
+        raise not_finite(state, batches[-1], f"the gradient's norm is {norm.item()}{which}")
     optimizer.step()
     if state.average is not None:
         state.average.update_parameters(state.detector)
@@ -742,6 +742,7 @@ def train_step(
     state.step += 1
     return sums | {"grad_norm": norm.detach()}
 
+# %% ../nbs/41_training.ipynb #inner4101
 def step_divisors(state: TrainState, labels: Sequence[Sequence[dict[str, Tensor]]]) -> Divisors:
     """What the losses of all parts of a step are divided by, so that their mean is the loss of the
     whole.
@@ -997,6 +998,7 @@ class Stopped(SystemExit):
         super().__init__(75)
         if rank == 0: print(f"stopped at step {step} and saved {path}: go on with --resume", file=sys.stderr)
 
+# %% ../nbs/41_training.ipynb #inner4102
 @contextmanager
 def watch_sigterm() -> Iterator[list[int]]:
     """A list that a SIGTERM is put into while the block runs, in place of ending the program (in
@@ -1045,6 +1047,7 @@ def find_collapse(
         return "all queries give one and the same class"
     return None
 
+# %% ../nbs/41_training.ipynb #inner4103
 def warn_of_collapse(model: Any, batch: BatchFeature, before: str | None, step: int) -> str | None:
     """What `find_collapse` says of a batch; a warning if it said the same `before`.
 
@@ -1132,6 +1135,7 @@ def train(
 ) -> Path:                                 # the folder with the trained model, hub layout
     """Train a detector, on one process or, under `accelerate launch`, on many. A run that exists is
     only touched with `resume`. The model with the best AP (or PQ) is kept apart in out/best.
+    `Stopped` after SIGTERM.
 
     Args:
         detector (DetrForObjectDetection | DetrForSegmentation): masks are learned too; of a frozen
@@ -1156,7 +1160,7 @@ def train(
         Path: the folder with the trained model, hub layout
 
     Raises:
-        FloatingPointError: when loss or gradient are not finite, `Stopped` after SIGTERM.
+        FloatingPointError: when loss or gradient are not finite.
         ValueError: for data or a recipe that do not fit the model.
     """
     from accelerate.utils import set_seed
