@@ -8,6 +8,8 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
+import make_docs
+from address import PLACEHOLDER, SETTINGS, Address, install_cell, published
 from make_docs import notebook_page, prose
 from reference import module_page
 
@@ -87,3 +89,65 @@ class A: pass
     text = module_page(path)
     assert "autofunction:: detr_nb.lesson.f\n" in text and "autoclass:: detr_nb.lesson.A\n" in text
     assert "LIMIT = 3" in text and "hidden" not in text and "(../30_lesson.ipynb)" in text
+
+
+SOMEWHERE = Address("https://github.com/somebody/detr_nb", "main", "https://somebody.github.io/detr_nb")
+
+
+@pytest.fixture(scope="module")
+def chapters() -> list[str]:
+    return sorted(path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb"))
+
+
+def test_every_chapter_can_be_opened_elsewhere(chapters):
+    "With an address: Colab, download, source and the paper on each chapter's page; a card for links to it."
+    pages = make_docs.sources(SOMEWHERE)
+    for stem in chapters:
+        text = pages[f"{stem}.ipynb"]
+        for wanted in (
+            f"[Open in Colab](https://colab.research.google.com/github/somebody/detr_nb/blob/main/nbs/{stem}.ipynb)",
+            f"notebooks/{stem}.ipynb", f"[View source](https://github.com/somebody/detr_nb/blob/main/nbs/{stem}.ipynb)",
+            "https://arxiv.org/abs/2005.12872", " minutes · ", "https://somebody.github.io/detr_nb/card.png",
+        ): assert wanted in text, f"{stem}: no {wanted}"
+    neighbours = pages["13_matcher.ipynb"]
+    assert "← [12 · Transformer](12_transformer.ipynb)" in neighbours and "[14 · Losses](14_losses.ipynb) →" in neighbours
+    assert "← [" not in pages["10_backbone.ipynb"]  # the first of its part
+    assert "](16" not in pages["15_detector.ipynb"] and "[20 · Mask losses](20_mask_losses.ipynb) →" not in pages["15_detector.ipynb"]
+
+
+def test_a_placeholder_is_no_address(chapters):
+    pages = make_docs.sources(None)
+    for name, text in pages.items():
+        assert PLACEHOLDER not in text and "colab.research" not in text and "[View source]" not in text, name
+    for stem in chapters: assert f"notebooks/{stem}.ipynb" in pages[f"{stem}.ipynb"]
+
+
+def test_every_page_says_what_it_is_about():
+    for name, text in make_docs.sources(None).items(): assert ":description: " in text, name
+
+
+def test_the_address_stands_once(tmp_path):
+    "Another account in settings.ini is another address everywhere; elsewhere than on GitHub there is no Colab."
+    other = tmp_path / "settings.ini"
+    text = SETTINGS.read_text(encoding="utf-8")
+    other.write_text(text.replace(f"user = {PLACEHOLDER}", "user = somebody"), encoding="utf-8")
+    assert published(other) == SOMEWHERE
+    names: dict = {"get_ipython": lambda: pytest.fail("the package is there: nothing is installed")}
+    code = install_cell(other)
+    exec(code, names)
+    assert "git+https://github.com/somebody/detr_nb@main" in code and "jupyterlab" not in code and len(max(code.splitlines(), key=len)) <= 120
+    asked = []
+    names = {"get_ipython": lambda: type("Shell", (), {"run_line_magic": lambda self, *words: asked.append(words)})()}
+    exec(code.replace('"detr_nb"):', '"no_such_package"):'), names)
+    (magic, words), = asked
+    assert magic == "pip" and words.startswith("install --quiet 'detr_nb @ git+https://") and "'fastcore" in words
+    assert Address("https://git.example.org/a/b", "main", "https://example.org").colab("01_boxes") is None
+
+
+def test_without_an_address_the_first_cell_says_what_to_do(tmp_path):
+    other = tmp_path / "settings.ini"
+    text = SETTINGS.read_text(encoding="utf-8")
+    other.write_text(text.replace(f"user = {published().repository.split('/')[-2]}", f"user = {PLACEHOLDER}") if published() else text)
+    code = install_cell(other)
+    exec(code, {})
+    with pytest.raises(ModuleNotFoundError, match="pip install"): exec(code.replace('"detr_nb"):', '"no_such_package"):'), {})

@@ -102,6 +102,53 @@ def test_themes_differ(contexts, address):
     assert colours[0] != colours[1]
 
 
+FIRST = {  # what a user types → the page that has to come first
+    "fine-tune": "42_own_data", "custom dataset": "42_own_data", "train on my own images": "42_own_data",
+    "YOLO": "96_datasets", "VOC": "96_datasets", "GPU": "43_scaling", "multi-GPU": "43_scaling", "export": "51_speed",
+    "ONNX": "51_speed", "AP": "33_evaluation", "Colab": "index",
+}
+
+
+@pytest.mark.parametrize("words", FIRST)
+def test_the_right_page_is_found_first(contexts, address, words):
+    page, faults = open_page(contexts["light"], address, "index.html")
+    page.fill("input[name=q]", words)
+    page.press("input[name=q]", "Enter")
+    page.wait_for_function("document.querySelector('#search-results p.search-summary, #search-results li a')")
+    page.wait_for_selector("#search-results li a")
+    page.wait_for_timeout(300)  # results are shown one after the other
+    first = page.locator("#search-results li a").first.get_attribute("href")
+    page.close()
+    assert first.startswith(f"{FIRST[words]}.html"), first
+    assert not faults, faults
+
+
+def test_code_fits_a_desk(contexts, address):
+    "At most one block of code in twenty has to be scrolled sideways; every block can be copied."
+    wide, count = [], 0
+    page = contexts["light"].new_page()
+    page.set_viewport_size({"width": WIDTHS["desk"], "height": 844})
+    for name in NAMES:
+        if not name[0].isdigit(): continue
+        page.goto(f"{address}/{name}")
+        blocks = page.evaluate("""[...document.querySelectorAll('div.cell_input div.highlight pre')].map(
+            e => [e.scrollWidth > e.clientWidth, !!e.parentElement.querySelector('button.copybtn')])""")
+        assert all(copied for _, copied in blocks), name
+        wide += [name for scrolls, _ in blocks if scrolls]
+        count += len(blocks)
+    page.close()
+    assert count > 1000 and len(wide) <= 0.05 * count, f"{len(wide)} of {count} scroll: {sorted(set(wide))}"
+
+
+def test_a_function_leads_to_its_source(contexts, address):
+    "From its entry in the reference to the lines that define it: here, or where the repository is published."
+    page, faults = open_page(contexts["light"], address, "api/boxes.html")
+    link = page.locator("[id='detr_nb.boxes.box_iou'] a:has(.viewcode-link)").get_attribute("href")
+    page.close()
+    assert link == "../_modules/detr_nb/boxes.html#box_iou" or "/detr_nb/boxes.py#L" in link
+    assert not faults, faults
+
+
 def test_search(contexts, address):
     page, faults = open_page(contexts["light"], address, "index.html")
     page.fill("input[name=q]", "Hungarian")

@@ -2,8 +2,8 @@
 
 d = { 'settings': { 'branch': 'main',
                 'doc_baseurl': '/detr_nb',
-                'doc_host': 'https://detr_nb.github.io',
-                'git_url': 'https://github.com/detr_nb/detr_nb',
+                'doc_host': 'https://your-account.github.io',
+                'git_url': 'https://github.com/your-account/detr_nb',
                 'lib_path': 'detr_nb'},
   'syms': { 'detr_nb.backbone': { 'detr_nb.backbone.ConvEncoder': ('backbone.html#convencoder', 'detr_nb/backbone.py'),
                                   'detr_nb.backbone.ConvEncoder.__init__': ('backbone.html#convencoder.__init__', 'detr_nb/backbone.py'),

@@ -7,7 +7,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import nbformat
+
 import docstrings
+from address import install_cell
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,8 +27,25 @@ def wrap_names(path: Path) -> None:
     path.write_text(source[: names.start()] + text + source[names.end() :], encoding="utf-8")
 
 
+INSTALL = {"tags": ["install"], "jupyter": {"source_hidden": True}}  # JupyterLab folds it
+
+
+def write_install_cell(path: Path) -> None:
+    """The cell that installs the package in Colab, as the first code cell of a chapter; with the
+    address of settings.ini."""
+    notebook = nbformat.read(path, as_version=4)
+    first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    if "install" not in notebook.cells[first].metadata.get("tags", []):
+        notebook.cells.insert(first, nbformat.v4.new_code_cell(metadata=INSTALL, id="install"))
+    if notebook.cells[first].source == install_cell(): return
+    notebook.cells[first].source = install_cell()
+    nbformat.write(notebook, path)
+
+
 def main() -> None:
-    "Export the library, write docstrings into it, clean the chapters, and make the README."
+    """Write the cell for Colab, export the library, write docstrings into it, clean the chapters,
+    and make the README."""
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")): write_install_cell(path)
     for command in ("nbdev_export", "nbdev_clean"):
         subprocess.run([Path(sys.executable).parent / command], cwd=ROOT, check=True)
     modules = sorted((ROOT / "detr_nb").glob("[a-z]*.py"))

@@ -8,14 +8,17 @@ import shutil
 from pathlib import Path
 
 import nbformat
+from PIL import Image, ImageOps
 from sphinx.cmd.build import build_main
 
-from make_readme import FIG_ALT
+from address import Address, published
+from make_readme import FIG_ALT, filled, named
 from reference import api_page, chapter_of, command_page, module_page
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "_docs"
 HIDDEN = ("#| default_exp", "#| hide")
+UNSHOWN = "#| echo: false"  # only its output is shown
 SHOWN = {"image/png", "image/svg+xml", "text/plain"}
 
 
@@ -60,7 +63,8 @@ def prepared(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if "image/svg+xml" in data: options["image"] = {"alt": data["text/plain"]}  # the drawing's own words
         if "image/png" not in data: continue
         options["image"] = {"alt": output.metadata.get("image/png", {}).get("alt") or alternative(cell.source)}
-    source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
+    lines = [] if cell.source.startswith(UNSHOWN) else cell.source.splitlines()
+    source = "\n".join(line for line in lines if not line.startswith("#|"))
     metadata = {"mystnb": options, "tags": [] if source.strip() else ["remove-input"]}
     return nbformat.v4.new_code_cell(source, metadata=metadata, outputs=cell.outputs)
 
@@ -76,6 +80,70 @@ def shown(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [markdown(f"<details><summary>Answer{name}</summary>"), prepared(cell), markdown("</details>")]
 
 
+PAPER = "https://arxiv.org/abs/2005.12872"
+SECTIONS = {  # where the paper speaks of what a chapter is about
+    "01_boxes": "3.1", "02_napkin": "3", "10_backbone": "3.2", "11_position": "A.4", "12_transformer": "3.2",
+    "13_matcher": "3.1", "14_losses": "3.1", "15_detector": "3.2", "20_mask_losses": "4.4", "21_mask_head": "4.4",
+    "22_panoptic": "4.4", "30_transforms": "4", "33_evaluation": "4.1", "40_pretraining": "4", "41_training": "A.4",
+    "43_scaling": "A.4", "50_explore": "4.3", "51_speed": "4.1",
+}
+WORDS = {  # what users type into the search field, and the page that should come first
+    "42_own_data": ["fine-tune", "fine-tuning", "finetune", "custom dataset", "own dataset", "train on my own images"],
+    "96_datasets": ["YOLO", "VOC", "Pascal VOC", "CSV", "convert dataset"],
+    "43_scaling": [
+        "GPU", "multi-GPU", "multiple GPUs", "DDP", "distributed training", "SLURM", "gradient accumulation",
+    ],
+    "51_speed": ["export", "ONNX", "OpenVINO", "int8", "quantization", "torch.compile", "bf16"],
+    "33_evaluation": ["AP", "mAP", "average precision", "panoptic quality", "PQ"],
+    "index": ["Colab", "install", "citation", "BibTeX"],
+    "12_transformer": ["attention", "encoder", "decoder", "object queries"],
+    "13_matcher": ["Hungarian", "Hungarian matching", "bipartite matching"],
+    "01_boxes": ["IoU", "GIoU", "bounding box"],
+    "31_post_processing": ["threshold", "NMS"],
+    "41_training": ["learning rate", "loss curve", "resume"],
+    "95_checkpoints": ["pretrained weights", "checkpoint"],
+    "from_transformers": ["transformers", "Hugging Face"],
+    "course": ["nbgrader", "JupyterHub", "teaching", "grading"],
+}
+CARD = "card.png"  # what a link to the site looks like elsewhere
+
+
+def minutes_of(text: str) -> str:
+    "How long a chapter says that it takes to read."
+    return re.search(r"(\d+) minutes", text)[1]
+
+
+def links_of(path: Path, part: list[Path], address: Address | None) -> str:
+    "The line under a chapter's title: minutes, Colab, download, source, the paper, and its neighbours in its part."
+    opening = next(c.source for c in nbformat.read(path, as_version=4).cells if "You will be able to" in c.source)
+    items = [f"{minutes_of(opening)} minutes"]
+    if address and address.colab(path.stem): items.append(f"[Open in Colab]({address.colab(path.stem)})")
+    items.append(f'<a href="notebooks/{path.name}" download>Download notebook</a>')
+    if address: items.append(f"[View source]({address.source(f'nbs/{path.name}')})")
+    section = f", section {SECTIONS[path.stem]}" if path.stem in SECTIONS else ""
+    items.append(f"[The paper{section}]({PAPER})")
+    here = part.index(path)
+    if here: items.append(f"← [{named(part[here - 1])}]({part[here - 1].name})")
+    if path != part[-1]: items.append(f"[{named(part[here + 1])}]({part[here + 1].name}) →")
+    return '<div class="page-links">\n\n' + " · ".join(items) + "\n\n</div>"
+
+
+def about(title: str, text: str, address: Address | None) -> str:
+    "What a page says of itself to search engines, and to others who show a link to it."
+    words = " ".join(re.sub(r"\[([^]]*)\]\([^)]*\)|[>*`_]", r"\1", text).split())
+    lines = [f":description: {words}", f":property=og:title: {title}", f":property=og:description: {words}"]
+    if address:
+        card = f"{address.site}/{CARD}"
+        lines += [f":property=og:image: {card}", ":twitter:card: summary_large_image"]
+    return "\n".join(["```{eval-rst}", ".. meta::", *(f"   {line}" for line in lines), "```"])
+
+
+def entries(stem: str) -> str:
+    "The words that lead to a page in the site's search."
+    if stem not in WORDS: return ""
+    return "\n".join(["```{eval-rst}", ".. index::", *(f"   ! single: {word}" for word in WORDS[stem]), "```"])
+
+
 def notebook_page(path: Path) -> nbformat.NotebookNode:
     "A notebook as the site shows it."
     notebook = nbformat.read(path, as_version=4)
@@ -86,8 +154,9 @@ def notebook_page(path: Path) -> nbformat.NotebookNode:
         except ValueError as error:
             raise ValueError(f"{path}, cell {i}: {error}") from error
     for cell in cells:
-        if cell.cell_type == "markdown" and path.stem[0].isdigit():
-            cell.source = with_reference(cell.source, path.stem)
+        if cell.cell_type != "markdown": continue
+        chapter = path.stem[0].isdigit()
+        cell.source = with_reference(cell.source, path.stem) if chapter else filled(cell.source, tests=False)
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
@@ -102,44 +171,71 @@ PARTS = {  # by the tens of the chapters' numbers
 }
 
 
-def numbered(notebook: nbformat.NotebookNode, stem: str) -> str:
-    "A chapter in the list of contents: its number, its title, its page."
-    title = next(cell.source for cell in notebook.cells if cell.source.startswith("# ")).splitlines()[0]
-    return f"{stem[:2]} · {title.removeprefix('# ')} <{stem}>"
-
-
 def contents(caption: str, pages: list[str]) -> str:
     "A list of contents under its caption; none where it has no page."
     return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""]) if pages else ""
 
 
-def sources() -> dict[str, str]:
+def opened(page: nbformat.NotebookNode, path: Path, part: list[Path], address: Address | None) -> nbformat.NotebookNode:
+    "A page with its links and words, after its title."
+    title, _, rest = page.cells[0].source.partition("\n")
+    name = title.removeprefix("# ")
+    markdown = nbformat.v4.new_markdown_cell
+    added = [links_of(path, part, address)] if part else []
+    added += [about(name, rest, address), entries(path.stem)]
+    page.cells[1:1] = [markdown(text) for text in added if text]
+    return page
+
+
+def with_words(text: str, name: str, address: Address | None) -> str:
+    "A page that is no notebook, with what it says of itself and the words that lead to it, after its title."
+    title, _, rest = text.partition("\n")
+    first = next(part for part in rest.split("\n\n") if part.strip()[:1].isalpha())
+    return "\n\n".join([title, about(title.removeprefix("# "), first, address), entries(name), rest])
+
+
+def sources(address: Address | None) -> dict[str, str]:
     "Every page of the site, by the name of its file."
     chapters = sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
     modules = sorted((p for p in (ROOT / "detr_nb").glob("*.py") if not p.name.startswith("_")), key=chapter_of)
     guides = {p.stem: p for p in sorted((ROOT / "docs").glob("*.md"))}
     if (ROOT / "course" / "README.md").exists(): guides["course"] = ROOT / "course" / "README.md"
-    notebooks = {p.name: notebook_page(p) for p in (ROOT / "nbs" / "index.ipynb", *chapters)}
+    parts = {ten: [p for p in chapters if p.stem[0] == ten] for ten in PARTS} | {"i": []}
+    notebooks = {
+        p.name: opened(notebook_page(p), p, parts[p.stem[0]], address)
+        for p in (ROOT / "nbs" / "index.ipynb", *chapters)
+    }
     lists = {
-        part: [numbered(notebooks[p.name], p.stem) for p in chapters if p.stem[0] == ten]
-        for ten, part in PARTS.items()
+        part: [f"{named(p)} <{p.stem}>" for p in parts[ten]] for ten, part in PARTS.items()
     }
     lists |= {"Guides": list(guides), "Reference": ["command_line", "api"]}
     text = "".join(contents(caption, names) for caption, names in lists.items())
     notebooks["index.ipynb"].cells.append(nbformat.v4.new_markdown_cell(text))
     pages = {name: nbformat.writes(notebook) for name, notebook in notebooks.items()}
-    pages |= {f"{name}.md": prose(p.read_text(encoding="utf-8")) for name, p in guides.items()}
-    pages |= {f"api/{p.stem}.md": module_page(p) for p in modules}
-    return pages | {"api.md": api_page(ROOT / "detr_nb", modules), "command_line.md": command_page()}
+    texts = {name: prose(p.read_text(encoding="utf-8")) for name, p in guides.items()}
+    texts |= {f"api/{p.stem}": module_page(p) for p in modules}
+    texts |= {"api": api_page(ROOT / "detr_nb", modules), "command_line": command_page()}
+    return pages | {f"{name}.md": with_words(text, name, address) for name, text in texts.items()}
+
+
+def draw_card(figure: Path, path: Path) -> None:
+    "A figure on white, in the shape that other sites show beside a link: 1200 × 630 pixels."
+    card = Image.new("RGB", (1200, 630), "white")
+    shown = ImageOps.contain(Image.open(figure).convert("RGB"), (1140, 570), Image.Resampling.LANCZOS)
+    card.paste(shown, ((1200 - shown.width) // 2, (630 - shown.height) // 2))
+    card.quantize(128).save(path, "png", optimize=True)
 
 
 def main() -> int:
     shutil.rmtree(BUILD, ignore_errors=True)
-    for name, text in sources().items():
+    for name, text in sources(published()).items():
         path = BUILD / "source" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     if (ROOT / "nbs" / "figures").exists(): shutil.copytree(ROOT / "nbs" / "figures", BUILD / "source" / "figures")
+    (BUILD / "extra" / "notebooks").mkdir(parents=True)  # to download
+    for path in (ROOT / "nbs").glob("*.ipynb"): shutil.copy(path, BUILD / "extra" / "notebooks")
+    draw_card(ROOT / "nbs" / "figures" / "index_1.png", BUILD / "extra" / CARD)
     folders = [str(BUILD / "source"), str(BUILD / "site")]
     return build_main(
         [

@@ -8,6 +8,8 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
+from address import published, read_settings
+
 ROOT = Path(__file__).parent.parent
 FIG_ALT = re.compile(r"^#\| fig-alt:(.+)\n?", re.MULTILINE)
 FIGURES = {  # chapter → which of its figures stands for it in the table
@@ -18,6 +20,13 @@ FIGURES = {  # chapter → which of its figures stands for it in the table
     "90_visualization": 1, "91_files": 0, "92_scenes": 3, "93_data": 2, "94_config": 0, "95_checkpoints": 0,
     "96_datasets": 0, "97_integrations": 0, "98_bench": 0,
 }
+
+
+def named(path: Path) -> str:
+    "A chapter in a list: its number and its title."
+    cells = nbformat.read(path, as_version=4).cells
+    title = next(cell.source for cell in cells if cell.source.startswith("# ")).splitlines()[0]
+    return f"{path.stem[:2]} · {title.removeprefix('# ')}"
 
 
 def figures_of(notebook) -> list[bytes]:
@@ -41,13 +50,48 @@ def thumbnails() -> dict[str, bytes]:
     return result
 
 
+def badge(left: str, right: str) -> bytes:
+    "Two words in two boxes, as SVG."
+    widths = [7 * len(word) + 12 for word in (left, right)]
+    boxes = [(0, widths[0], "#555", left), (widths[0], widths[1], "#0072b2", right)]
+    parts = [
+        f'<rect x="{x}" width="{w}" height="20" fill="{colour}"/>'
+        f'<text x="{x + w / 2}" y="14" fill="#fff" text-anchor="middle">{word}</text>'
+        for x, w, colour, word in boxes
+    ]
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" width="{sum(widths)}" height="20"'
+    return f'{start} font-family="Verdana,sans-serif" font-size="11">{"".join(parts)}</svg>\n'.encode()
+
+
+def badges() -> dict[str, tuple[str, bytes]]:
+    "The badges: name of the file → what it says in words, the file."
+    settings = read_settings()
+    chapters = [nbformat.read(path, as_version=4) for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))]
+    exercises = sum("exercise" in cell.metadata.get("tags", []) for c in chapters for cell in c.cells)
+    facts = {
+        "python": f"{settings['min_python']} or newer", "licence": "Apache 2.0", "version": settings["version"],
+        "chapters": str(len(chapters)), "exercises": str(exercises),
+    }
+    return {f"badge_{name}.svg": (f"a badge: {name} {fact}", badge(name, fact)) for name, fact in facts.items()}
+
+
+def filled(text: str, tests: bool = True) -> str:
+    "Text with the badges, and with the repository's address where settings.ini has one."
+    shown, address = " ".join(f"![{words}](figures/{name})" for name, (words, _) in badges().items()), published()
+    if address and tests:
+        runs = f"{address.repository}/actions/workflows/test.yml"
+        shown += f" [![tests]({runs}/badge.svg)]({runs})"
+    text = text.replace("<!-- badges -->", shown)
+    return text.replace("REPOSITORY", address.repository) if address else text
+
+
 def readme() -> tuple[str, dict[str, bytes]]:
     "The text of the README and the images it shows, by path."
-    parts, figures = [], {}
+    parts, figures = [], {f"nbs/figures/{name}": data for name, (_, data) in badges().items()}
     for cell in nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4).cells:
         source, words = FIG_ALT.sub("", cell.source).strip(), FIG_ALT.search(cell.source)
         if cell.cell_type == "markdown":
-            source = re.sub(r"\]\((?=[0-9]|figures/)", "](nbs/", source)
+            source = re.sub(r"\]\((?=[0-9]|figures/)", "](nbs/", filled(source))
             parts.append(source.replace("](../", "]("))
             continue
         if not source.startswith("#|"):
@@ -55,7 +99,7 @@ def readme() -> tuple[str, dict[str, bytes]]:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:
-                path = f"nbs/figures/index_{len(figures) + 1}.png"
+                path = f"nbs/figures/index_{sum(name.endswith('.png') for name in figures) + 1}.png"
                 figures[path] = base64.b64decode(data["image/png"])
                 if not words:
                     raise ValueError(

@@ -1,23 +1,26 @@
 "Sphinx's settings of the website; `tools/make_docs.py` writes the pages."
 import inspect
 import re
-from configparser import ConfigParser
+import sys
+from importlib import import_module
 from pathlib import Path
 
 from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 
 ROOT = Path(__file__).parents[2]
-config = ConfigParser(delimiters=["="])
-config.read(ROOT / "settings.ini", encoding="utf-8")
+sys.path.insert(0, str(ROOT / "tools"))
+from address import published, read_settings  # noqa: E402
 
-project = html_title = config["DEFAULT"]["title"]
-author = config["DEFAULT"]["author"]
-copyright = config["DEFAULT"]["copyright"]
-release = config["DEFAULT"]["version"]
+settings, address = read_settings(), published()
+project = html_title = settings["title"]
+author = settings["author"]
+copyright = settings["copyright"]
+release = settings["version"]
 language = "en"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions += ["sphinx.ext.linkcode" if address else "sphinx.ext.viewcode"]  # lines of source: there, or on this site
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # outputs are shown as they were kept
@@ -42,6 +45,9 @@ html_math_renderer = "mathml"
 html_static_path = ["."]
 html_css_files = ["site.css"]
 html_favicon = "favicon.svg"
+html_extra_path = ["../../_docs/extra"]  # the notebooks to download, the image of a link
+copybutton_selector = "div.highlight:not(.output *) pre"
+viewcode_follow_imported_members = False
 html_copy_source = False
 html_show_sphinx = False
 html_domain_indices = False
@@ -49,6 +55,17 @@ html_use_index = False
 html_theme_options = {"source_edit_link": "", "source_view_link": ""}
 add_module_names = False
 toc_object_entries_show_parents = "hide"
+
+
+def linkcode_resolve(domain, info):
+    "The lines of the repository in which a function or class is defined."
+    value = module = import_module(info["module"])
+    for name in info["fullname"].split("."): value = getattr(value, name, None)
+    value = inspect.unwrap(value.fget if isinstance(value, property) else value) if value is not None else None
+    try: lines, first = inspect.getsourcelines(value)
+    except TypeError: return None  # a constant
+    if inspect.getsourcefile(value) != module.__file__: return None  # inherited from somebody else
+    return f"{address.source(f'detr_nb/{Path(module.__file__).name}')}#L{first}-L{first + len(lines) - 1}"
 
 
 def no_field(app, what, name, value, skip, options):
