@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test lab course weights experiments export chapters docs browser bench soak floors lint clean
+.PHONY: demo test lab course weights experiments export chapters docs slides browser bench soak floors lint clean
 
 demo: .venv/installed
 	$(BIN)/detr-nb demo
@@ -30,6 +30,9 @@ chapters: .venv/dev  ## run every chapter and keep its outputs
 
 docs: .venv/docs  ## the website, in _docs/site
 	$(BIN)/python tools/make_docs.py
+
+slides: .venv/docs  ## slides for teachers, one HTML file for each part, in build/slides
+	$(BIN)/python tools/make_slides.py
 
 browser: docs  ## every link of the website, every page in Chromium
 	$(BIN)/python -m pytest browser -v

@@ -1,6 +1,7 @@
 "How a notebook becomes a page: what is folded, stripped, described, linked, and what is refused."
 import base64
 import json
+import re
 import sys
 
 import pytest
@@ -151,3 +152,17 @@ def test_without_an_address_the_first_cell_says_what_to_do(tmp_path):
     code = install_cell(other)
     exec(code, {})
     with pytest.raises(ModuleNotFoundError, match="pip install"): exec(code.replace('"detr_nb"):', '"no_such_package"):'), {})
+
+
+def test_slides_hold_everything(tmp_path):
+    "One file a part that asks for nothing else; a slide for each figure before the exercises, and for what to remember."
+    from make_slides import chapter_slides, write_slides
+    files = write_slides(tmp_path)
+    assert [f.name for f in files][:2] == ["0_see_it.html", "1_the_detector.html"] and len(files) == len(make_docs.PARTS)
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        assert not re.findall(r"(?:src|href)=.(?!data:)", text) and "$" not in re.sub(r"base64,[^\"]*|<script>.*?</script>", "", text, flags=re.DOTALL), file
+        assert file.stat().st_size < 4e6
+    slides = [slide.body for slide in chapter_slides(ROOT / "nbs" / "13_matcher.ipynb")]
+    assert "<h1>Matcher</h1>" in slides[0] and sum("<img" in body for body in slides) == 7
+    assert any("What to remember" in body and body.count("<li>") >= 3 for body in slides)

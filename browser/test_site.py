@@ -80,7 +80,10 @@ def open_page(context, address: str, name: str) -> tuple:
     return page, faults
 
 
-@pytest.mark.parametrize("name", NAMES)
+SOURCES = [name for name in NAMES if name.startswith("_modules/")]  # one of these pages stands for all
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SOURCES[1:]])
 def test_page(contexts, address, name):
     for theme, context in contexts.items():
         page, faults = open_page(context, address, name)
@@ -138,6 +141,53 @@ def test_code_fits_a_desk(contexts, address):
         count += len(blocks)
     page.close()
     assert count > 1000 and len(wide) <= 0.05 * count, f"{len(wide)} of {count} scroll: {sorted(set(wide))}"
+
+
+LIVE = {"12_transformer": "attention", "13_matcher": "matching", "41_training": "training"}
+
+
+@pytest.mark.parametrize("stem", LIVE)
+def test_live_figures_answer_to_pointer_and_keyboard(contexts, address, stem):
+    page, faults = open_page(contexts["light"], address, f"{stem}.html")
+    widget = page.locator(".live-widget")
+    widget.scroll_into_view_if_needed()
+    said = lambda: widget.locator(".live-said").inner_text()
+    looks = lambda: widget.locator(".live-look").evaluate_all("cells => cells.map(c => c.getAttribute('x') + c.getAttribute('opacity')).join()")
+    first = said(), looks()
+    widget.locator("rect[data-query]").last.hover(force=True)  # the smallest box lies on top
+    pointed = said(), looks()
+    assert pointed != first and pointed[0].startswith("Query ")
+    number = int(pointed[0].split()[1].rstrip(":"))
+    widget.locator(f"button[data-query='{number}']").focus()
+    page.keyboard.press("ArrowRight")
+    assert said().startswith(f"Query {(number + 1) % 25}: ") and looks() != pointed[1]
+    bars = widget.locator(".live-bars > div").all_inner_texts()
+    assert len(bars) == 5 and sum(float(bar.split()[-1]) for bar in bars) > 0.5
+    if LIVE[stem] != "attention":
+        widget.locator("input[type=range]").focus()
+        page.keyboard.press("Home")
+        assert widget.locator("output").inner_text().strip() == "step 0" and said() != first[0]
+        widget.locator("input[type=range]").fill("11")
+    if LIVE[stem] == "matching":
+        rows = widget.locator("table tr")
+        assert rows.count() == 26 and widget.locator("td.live-pair").count() == rows.first.locator("th").count() - 1
+        rows.nth(6).hover()
+        assert said().startswith("Query 5: ") and rows.nth(6).get_attribute("class") == "live-now"
+    widget.get_by_text("scene 2").click()
+    assert said() != first[0]
+    page.screenshot(path=SHOTS / f"live_{stem}.png")
+    page.close()
+    assert not faults, faults
+
+
+def test_still_figures_show_without_javascript(browser, address):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    for stem in LIVE:
+        page.goto(f"{address}/{stem}.html")
+        assert page.locator(".live img").is_visible() and page.locator(".live-widget").count() == 0
+    context.close()
+    assert sum((SITE / name).stat().st_size for name in ("live_data.js", "_static/live.js")) < 2e6
 
 
 def test_a_function_leads_to_its_source(contexts, address):

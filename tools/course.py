@@ -1,16 +1,24 @@
-"""The chapters' exercises as a course for nbgrader: `python tools/course.py [generate | check]`.
+"""The chapters' exercises as a course for nbgrader: `python tools/course.py COMMAND`.
 
-`generate` writes `course/source` and `course/release`; `check` does what a teacher and four made-up students would do
-with them, and prints the marks. Card, answer and check are those of the chapter, the answer's body taken out.
+    generate                  writes `course/source` and `course/release`
+    generate --hidden [SEED]  a private course, whose checks have a second, hidden set with other numbers
+    variant SEED [--hidden]   a private course, whose own checks have other numbers
+    check                     does what a teacher and four made-up students would do, and prints the marks
+
+Card, answer and check are those of the chapter, the answer's body taken out. Private courses are written to
+`course/private/NAME`, which git leaves alone.
 """
+import argparse
 import ast
 import copy
 import os
+import re
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nbformat
@@ -20,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 COURSE = ROOT / "course"
 SECONDS = 300  # a cell of a student's may take, or a kernel to start: the first import of torch is slow on a cold disk
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+ANSWER_HERE = "*Write your answer in this cell.*"
 
 
 @dataclass
@@ -145,17 +154,39 @@ def setup_code(path: Path) -> str:
     )
 
 
-def class_check(exercise: Exercise) -> str:
-    """A check in class: the answer is the student's own, and passes. The last line is a word, for
-    nbgrader takes a number that a check ends with as the marks."""
+def class_check(exercise: Exercise, hidden: str = "") -> str:
+    """A check in class: the answer is the student's own, and passes. It ends without a value, for
+    nbgrader takes a number there as the marks. nbgrader takes the hidden part out of the release
+    and puts it back when it grades."""
     own = f'assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: write it yourself"'
-    return f'{own}\n\n{exercise.test}\n"passed"'
+    more = ["### BEGIN HIDDEN TESTS", hidden, f"check_{exercise.name}({exercise.name})", "### END HIDDEN TESTS"]
+    return "\n".join([own, "", exercise.test, *(more if hidden else [])])
 
 
-def source_notebook(path: Path):
+@dataclass
+class Private:
+    "What is other in a private course: checks with other numbers, from seeds that students do not know."
+    shown: str | None = None   # seed of the checks that students see; None: the chapter's own
+    hidden: str | None = None  # seed of those that they do not see
+
+    def checks(self, exercises: list[Exercise], path: Path) -> tuple[list[Exercise], dict[str, str]]:
+        "The exercises with the checks that students see; the hidden ones, by the answer's name."
+        from variants import changed_check, run
+        start = run(setup_code(path), {"__name__": "__main__"})
+        other = lambda seed, e: changed_check(e, seed, start) if seed else None
+        shown = [replace(e, check=other(self.shown, e) or e.check) for e in exercises]
+        hidden = {e.name: check for e in exercises if (check := other(self.hidden, e))}
+        same = [e.name for e, s in zip(exercises, shown) if self.shown and e.check == s.check]
+        same += [e.name for e in exercises if self.hidden and e.name not in hidden]
+        if same: print(f"{path.stem}: no numbers to change in the check of {', '.join(sorted(set(same)))}", flush=True)
+        return shown, hidden
+
+
+def source_notebook(path: Path, private: Private | None = None):
     """The teacher's notebook of a chapter: setup, then card, answer and locked check of each
     exercise, then the open questions."""
     exercises, questions, _ = read_chapter(path)
+    exercises, hidden = private.checks(exercises, path) if private else (exercises, {})
     title = path.stem.split("_", 1)[1].replace("_", " ").capitalize()
     text = (
         f"The chapter `nbs/{path.name}` explains what is asked here. Run the cells from top to bottom; "
@@ -166,27 +197,25 @@ def source_notebook(path: Path):
     for exercise in exercises:
         cells.append(new_markdown_cell(exercise.card))
         cells.append(graded(new_code_cell(without_body(exercise)), exercise.name, solution=True))
-        cells.append(graded(new_code_cell(class_check(exercise)), f"{exercise.name}_check", points=exercise.points))
+        check = new_code_cell(class_check(exercise, hidden.get(exercise.name, "")))
+        cells.append(graded(check, f"{exercise.name}_check", points=exercise.points))
     for k, question in enumerate(questions):
         text, scheme = question.split("<details><summary>Mark scheme</summary>")
-        cells.append(new_markdown_cell(text.strip()))
-        cells.append(
-            graded(
-                new_markdown_cell("Mark scheme:" + scheme.replace("</details>", "").rstrip()), f"question_{k + 1}",
-                solution=True, points=3,
-            )
-        )
+        scheme = scheme.replace("</details>", "").strip()
+        task = f"{text.strip()}\n\n### BEGIN MARK SCHEME\n{scheme}\n### END MARK SCHEME"
+        cells.append(graded(new_markdown_cell(task), f"question_{k + 1}", points=3, task=True))
+        cells.append(new_markdown_cell(ANSWER_HERE))
     for k, cell in enumerate(cells):
         cell["id"] = f"cell{k:02d}"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
 
-def graded(cell, grade_id: str, solution: bool = False, points: int | None = None):
-    "The cell with what nbgrader wants to know of it. What is not the student's is locked."
+def graded(cell, grade_id: str, solution: bool = False, points: int | None = None, task: bool = False):
+    "The cell with what nbgrader wants to know of it. What is not the student's is locked. A person grades a task."
     cell.metadata["nbgrader"] = {
-        "grade": points is not None, "grade_id": grade_id, "locked": not solution, "schema_version": 3,
-        "solution": solution, "task": False,
+        "grade": points is not None and not task, "grade_id": grade_id, "locked": not solution, "schema_version": 3,
+        "solution": solution, "task": task,
     } | ({} if points is None else {"points": points})
     return cell
 
@@ -220,19 +249,20 @@ def answered(result: dict, what: str) -> None:
         raise RuntimeError(f"{what}: nbgrader failed\n{result.get('error', '')}\n{result.get('log', '')}")
 
 
-def generate() -> None:
-    """Write the chapters' assignments in `course/source` and `course/release`; others that lie
-    there are left alone."""
+def generate(target: Path = COURSE, private: Private | None = None, paths: list[Path] | None = None) -> None:
+    """Write the chapters' assignments in `source` and `release` of a folder; others that lie there
+    are left alone."""
     from tqdm.auto import tqdm
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         api = grader(folder)
-        for path in tqdm(chapters(), desc="release", leave=False):
+        for path in tqdm(paths or chapters(), desc="release", leave=False):
             (folder / "source" / path.stem).mkdir(parents=True)
-            nbformat.write(source_notebook(path), folder / "source" / path.stem / path.name)
+            nbformat.write(source_notebook(path, private), folder / "source" / path.stem / path.name)
             answered(api.generate_assignment(path.stem, force=True), f"release of {path.stem}")
         for part in ("source", "release"):
-            shutil.copytree(folder / part, COURSE / part, dirs_exist_ok=True)
+            shutil.copytree(folder / part, target / part, dirs_exist_ok=True)
+    if target != COURSE: shutil.copy(COURSE / "nbgrader_config.py", target)
 
 
 def submit(path: Path, student: str, folder: Path) -> None:
@@ -264,8 +294,10 @@ def validated(path: Path) -> str:
     exit code is 0 even where a check fails."""
     limits = [f"--ExecutePreprocessor.{name}={SECONDS}" for name in ("timeout", "startup_timeout")]
     command = [sys.executable, "-m", "nbgrader", "validate", *limits, str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout or result.stderr
+    result = subprocess.run(command, cwd=COURSE, capture_output=True, text=True, check=False)
+    about_ports = "IPKernelApp"  # Jupyter's own warning, which is not about the notebook
+    warned = [line for line in result.stderr.splitlines() if "WARN" in line and about_ports not in line]
+    return "\n".join([result.stdout or result.stderr, *warned])
 
 
 def marks(folder: Path, student: str, name: str) -> tuple[float, float]:
@@ -282,14 +314,14 @@ STUDENTS = "correct", "blank", "importer", "wrapper"
 def check_assignment(path: Path, folder: Path) -> dict[str, tuple[float, float]]:
     """Everything that a teacher does with one assignment, in a course of its own; each student's
     marks."""
-    count = sum(len(part) for part in read_chapter(path)[:2])  # an open question that is not answered counts too
+    count = len(read_chapter(path)[0])
     said = validated(COURSE / "source" / path.stem / path.name)
-    if not said.startswith("Success"):
+    if not said.startswith("Success") or "WARN" in said:
         raise RuntimeError(f"course/source/{path.name}: nbgrader validate does not say Success:\n{said}")
     said = validated(COURSE / "release" / path.stem / path.name)
     if not said.startswith(f"VALIDATION FAILED ON {count} CELL(S)"):
         raise RuntimeError(
-            f"course/release/{path.name}: all {count} exercises and questions should fail, nbgrader says:\n{said}"
+            f"course/release/{path.name}: all {count} exercises should fail, nbgrader says:\n{said}"
         )
     shutil.copytree(COURSE / "source" / path.stem, folder / "source" / path.stem)
     api = grader(folder)
@@ -298,6 +330,13 @@ def check_assignment(path: Path, folder: Path) -> dict[str, tuple[float, float]]
         submit(path, student, folder)
         answered(api.autograde(path.stem, student), f"grading of {student}'s {path.stem}")
     answered(api.generate_feedback(path.stem, "correct"), f"feedback on {path.stem}")
+    graded = (folder / "autograded" / "correct" / path.stem / path.name).read_text(encoding="utf-8")
+    feedback = (folder / "feedback" / "correct" / path.stem / f"{path.stem}.html").read_text(encoding="utf-8")
+    for question in read_chapter(path)[1]:  # what the person who grades sees, and the student afterwards
+        words = " ".join(re.findall(r"[A-Za-z]+", question.split("</summary>")[1])[:4])
+        for place, text in (("the graded notebook", graded), ("the feedback", feedback)):
+            plain = " ".join(re.findall(r"[A-Za-z]+", re.sub(r"\\n|<[^>]*>", " ", text)))
+            if words not in plain: raise RuntimeError(f"{path.stem}: {place} does not show the mark scheme ({words} …)")
     return {student: marks(folder, student, path.stem) for student in STUDENTS}
 
 
@@ -306,21 +345,21 @@ def quiet() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def check() -> int:
-    """Validate, release, grade and give feedback for every assignment; print the marks. 1 if a
-    made-up student has the wrong ones."""
+def check(paths: list[Path]) -> int:
+    """Validate, release, grade and give feedback for assignments; print the marks. 1 if a made-up
+    student has the wrong ones."""
     from concurrent.futures import ProcessPoolExecutor
 
     from tqdm.auto import tqdm
     wrong = 0
     with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(3, initializer=quiet) as pool:
-        folders = [Path(temporary) / path.stem for path in chapters()]
+        folders = [Path(temporary) / path.stem for path in paths]
         for folder in folders:
             folder.mkdir()
-        results = pool.map(check_assignment, chapters(), folders)
+        results = pool.map(check_assignment, paths, folders)
         print(f"{'':20s}" + "".join(f"{student:>12s}" for student in STUDENTS))
         for path, result in zip(
-            chapters(), tqdm(results, total=len(folders), desc="assignments", leave=False), strict=True
+            paths, tqdm(results, total=len(folders), desc="assignments", leave=False), strict=True
         ):
             wanted = [result["correct"][1], 0, 0, 0]
             wrong += [score for score, _ in result.values()] != wanted
@@ -331,7 +370,33 @@ def check() -> int:
     return int(wrong > 0)
 
 
+def main() -> int:
+    "One of the commands."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    hidden = dict(nargs="?", const=None, default="", metavar="SEED", help="without a seed, one is drawn and printed")
+    generating, varying = commands.add_parser("generate"), commands.add_parser("variant")
+    varying.add_argument("seed")
+    for command in (generating, varying): command.add_argument("--hidden", **hidden)
+    for command in (generating, varying, commands.add_parser("check")):
+        command.add_argument("--only", nargs="+", metavar="CHAPTER", help="13_matcher …; without it, all")
+    asked = parser.parse_args()
+    known = {path.stem: path for path in chapters()}
+    if unknown := set(asked.only or []) - set(known):
+        parser.error(f"no exercises in {', '.join(sorted(unknown))}: want some of {', '.join(known)}")
+    paths = [known[stem] for stem in asked.only or known]
+    if asked.command == "check": return check(paths)
+    seed = secrets.token_hex(4) if asked.hidden is None else asked.hidden
+    if asked.command == "generate" and not seed:
+        generate(paths=paths)
+        return 0
+    private = Private(shown=getattr(asked, "seed", None), hidden=seed or None)
+    target = COURSE / "private" / f"variant_{private.shown}" if private.shown else COURSE / "private" / f"hidden_{seed}"
+    if target.exists(): raise SystemExit(f"{target} is there already: want another seed, or move it away")
+    generate(target, private, paths)
+    print(f"a course with private checks is in {target}" + f"; the hidden ones come from the seed {seed}" * bool(seed))
+    return 0
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["generate"], ["check"]):
-        raise SystemExit(__doc__)
-    raise SystemExit(generate() if sys.argv[1] == "generate" else check())
+    raise SystemExit(main())

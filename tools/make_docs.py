@@ -26,6 +26,7 @@ def page_links(text: str) -> str:
     """Links to notebooks, guides, the README and the teacher's page, wherever they lie, as links to
     this site's pages."""
     text = re.sub(r"\]\((?:\.\./)?course/README\.md(#[^)]*)?\)", r"](course.md\1)", text)
+    text = re.sub(r"\]\(README\.md(#[^)]*)?\)", r"](course.md\1)", text)  # from the teacher's plan
     text = re.sub(r"\]\(\.\./README\.md(#[^)]*)?\)", r"](index.ipynb\1)", text)
     return re.sub(r"\]\((?:\.\./)?(?:nbs/|docs/)?(\w+)\.(ipynb|md)(#[^)]*)?\)", r"](\1.\2\3)", text)
 
@@ -75,6 +76,8 @@ def shown(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     if cell.cell_type != "code": return [markdown(prose(cell.source))] if cell.cell_type == "markdown" else []
     if cell.source.startswith(HIDDEN): return []
     tags = cell.metadata.get("tags", [])
+    view = next((tag[5:] for tag in tags if tag.startswith("live:")), None)  # a figure that live.js brings to life
+    if view: return [markdown(f'<div class="live" data-view="{view}">'), prepared(cell), markdown("</div>")]
     if "solution" not in tags: return [prepared(cell)]
     name = next((f": {t[7:]}" for t in tags if t.startswith("answer:")), "")
     return [markdown(f"<details><summary>Answer{name}</summary>"), prepared(cell), markdown("</details>")]
@@ -104,6 +107,7 @@ WORDS = {  # what users type into the search field, and the page that should com
     "95_checkpoints": ["pretrained weights", "checkpoint"],
     "from_transformers": ["transformers", "Hugging Face"],
     "course": ["nbgrader", "JupyterHub", "teaching", "grading"],
+    "plan": ["syllabus", "slides", "exam"],
 }
 CARD = "card.png"  # what a link to the site looks like elsewhere
 
@@ -199,7 +203,7 @@ def sources(address: Address | None) -> dict[str, str]:
     chapters = sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
     modules = sorted((p for p in (ROOT / "detr_nb").glob("*.py") if not p.name.startswith("_")), key=chapter_of)
     guides = {p.stem: p for p in sorted((ROOT / "docs").glob("*.md"))}
-    if (ROOT / "course" / "README.md").exists(): guides["course"] = ROOT / "course" / "README.md"
+    guides |= {"course": ROOT / "course" / "README.md", "plan": ROOT / "course" / "plan.md"}
     parts = {ten: [p for p in chapters if p.stem[0] == ten] for ten in PARTS} | {"i": []}
     notebooks = {
         p.name: opened(notebook_page(p), p, parts[p.stem[0]], address)
@@ -227,6 +231,8 @@ def draw_card(figure: Path, path: Path) -> None:
 
 
 def main() -> int:
+    from live import write_live_data
+    from make_slides import write_slides  # which needs this module
     shutil.rmtree(BUILD, ignore_errors=True)
     for name, text in sources(published()).items():
         path = BUILD / "source" / name
@@ -235,6 +241,8 @@ def main() -> int:
     if (ROOT / "nbs" / "figures").exists(): shutil.copytree(ROOT / "nbs" / "figures", BUILD / "source" / "figures")
     (BUILD / "extra" / "notebooks").mkdir(parents=True)  # to download
     for path in (ROOT / "nbs").glob("*.ipynb"): shutil.copy(path, BUILD / "extra" / "notebooks")
+    write_slides(BUILD / "extra" / "slides")
+    write_live_data(BUILD / "extra" / "live_data.js")
     draw_card(ROOT / "nbs" / "figures" / "index_1.png", BUILD / "extra" / CARD)
     folders = [str(BUILD / "source"), str(BUILD / "site")]
     return build_main(

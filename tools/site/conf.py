@@ -44,6 +44,7 @@ pygments_dark_style = "a11y-high-contrast-dark"
 html_math_renderer = "mathml"
 html_static_path = ["."]
 html_css_files = ["site.css"]
+html_js_files = ["live.js"]
 html_favicon = "favicon.svg"
 html_extra_path = ["../../_docs/extra"]  # the notebooks to download, the image of a link
 copybutton_selector = "div.highlight:not(.output *) pre"

@@ -1,0 +1,136 @@
+"The teacher's page: its patterns for archives of learning platforms, its traps, its plan; and private courses."
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import course  # noqa: E402
+import variants  # noqa: E402
+
+PAGE = (ROOT / "course" / "README.md").read_text(encoding="utf-8")
+PATTERNS = re.findall(r"^c\.FileNameCollectorPlugin\.named_regexp = .+$", PAGE, re.MULTILINE)
+NAME = "01_boxes"
+
+
+def nbgrader(folder: Path, *words: str) -> str:
+    "What a command of nbgrader says."
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it calls a program of this environment
+    run = subprocess.run(
+        [sys.executable, "-m", "nbgrader", *words], cwd=folder, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PATH": beside},
+    )
+    return run.stdout + run.stderr
+
+
+@pytest.fixture()
+def classroom(tmp_path) -> Path:
+    "A teacher's folder with two students and one assignment."
+    (tmp_path / "nbgrader_config.py").write_text((ROOT / "course" / "nbgrader_config.py").read_text(encoding="utf-8"))
+    source = tmp_path / "source" / NAME
+    source.mkdir(parents=True)
+    (source / f"{NAME}.ipynb").write_bytes((ROOT / "course" / "source" / NAME / f"{NAME}.ipynb").read_bytes())
+    (tmp_path / "roster.csv").write_text("id,first_name,last_name,email\n48151,Ada,Lovelace,a@example.org\n62342,Alan,Turing,t@example.org\n")
+    assert "48151" in nbgrader(tmp_path, "db", "student", "import", "roster.csv")
+    nbgrader(tmp_path, "generate_assignment", NAME, "--force")
+    assert (tmp_path / "release" / NAME / f"{NAME}.ipynb").is_file()
+    return tmp_path
+
+
+@pytest.mark.parametrize("pattern,names", [
+    (PATTERNS[0], ("Ada Lovelace_48151_assignsubmission_file_/01_boxes.ipynb", "Alan Mathison Turing_62342_assignsubmission_file_/01_boxes.ipynb")),
+    (PATTERNS[0], ("Ada Lovelace_48151_assignsubmission_file_01_boxes.ipynb", "Alan Turing_62342_assignsubmission_file_01_boxes.ipynb")),
+    (PATTERNS[1], ("lovelaceada_48151_998_01_boxes.ipynb", "turingalan_LATE_62342_1001_01_boxes-2.ipynb")),
+], ids=["moodle in folders", "moodle", "canvas"])
+def test_archives_are_collected(classroom, pattern, names):
+    archive = classroom / "downloaded" / NAME / "archive"
+    archive.mkdir(parents=True)
+    with zipfile.ZipFile(archive / "all.zip", "w") as file:
+        for name in names: file.write(classroom / "release" / NAME / f"{NAME}.ipynb", name)
+    with open(classroom / "nbgrader_config.py", "a") as file: file.write(f"\n{pattern}\n")
+    said = nbgrader(classroom, "zip_collect", NAME)
+    found = sorted(p.relative_to(classroom).as_posix() for p in (classroom / "submitted").rglob("*.ipynb"))
+    assert found == [f"submitted/{student}/{NAME}/{NAME}.ipynb" for student in (48151, 62342)], said
+
+
+def test_traps_are_told_as_the_page_says(classroom):
+    "A copied cell and a renamed notebook; what nbgrader says of them stands on the page."
+    release = nbformat.read(classroom / "release" / NAME / f"{NAME}.ipynb", as_version=4)
+    folders = {student: classroom / "submitted" / student / NAME for student in ("48151", "62342")}
+    for folder in folders.values(): folder.mkdir(parents=True)
+    copied = nbformat.from_dict(release)
+    twice = nbformat.from_dict(next(c for c in release.cells if c.metadata.get("nbgrader", {}).get("solution")))
+    copied.cells.insert(0, nbformat.from_dict(dict(twice) | {"id": "copy"}))
+    nbformat.write(copied, folders["48151"] / f"{NAME}.ipynb")
+    nbformat.write(release, folders["62342"] / "boxes of mine.ipynb")
+    said = nbgrader(classroom, "autograde", NAME)
+    assert re.search(r"Cell with id '\w+' exists multiple times!", said) and "exists multiple times!" in PAGE
+    assert "Invalid submission notebook name" in PAGE
+    graded = classroom / "autograded"
+    assert not (graded / "48151" / NAME / f"{NAME}.ipynb").exists() and not (graded / "62342" / NAME / f"{NAME}.ipynb").exists()
+
+
+def test_plan_has_the_minutes_and_points_of_the_chapters():
+    from make_docs import minutes_of
+    from make_readme import named
+    plan = (ROOT / "course" / "plan.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
+        opening = next(c.source for c in nbformat.read(path, as_version=4).cells if "You will be able to" in c.source)
+        exercises, questions, _ = course.read_chapter(path)
+        minutes = sum(int(re.search(r"(\d+) minutes", e.card)[1]) for e in exercises)
+        points = sum(e.points for e in exercises) + 3 * len(questions)
+        row = f"| [{named(path)}](../nbs/{path.name}) | {minutes_of(opening)} | {minutes or ''} | {points or ''} |"
+        assert row in plan, f"course/plan.md: want {row}"
+
+
+def test_exam_has_a_key_and_no_release_has_it():
+    numbered = lambda path: re.findall(r"^(\d+)\. ", (ROOT / "course" / path).read_text(encoding="utf-8"), re.MULTILINE)
+    assert numbered("exam/questions.md") == numbered("teachers/exam_key.md") == [str(k) for k in range(1, 21)]
+    assert not [p for p in (ROOT / "course" / "release").rglob("*") if "exam" in p.name or "key" in p.name]
+
+
+NO_NUMBERS = {"counterexample", "find_fault", "costs_that_fool_greedy"}  # the page says how many
+EXERCISES = [exercise for path in course.chapters() for exercise in course.read_chapter(path)[0]][::5]
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: f"{e.chapter[:2]}-{e.name}")
+def test_checks_with_other_numbers_bite(exercise):
+    "The same seed gives the same check; the right answer passes, planted mistakes fail, what the card says stays."
+    path = ROOT / "nbs" / f"{exercise.chapter}.ipynb"
+    start = variants.run(course.setup_code(path), {"__name__": "__main__"})
+    check = variants.changed_check(exercise, "a seed", start)
+    if exercise.answer in NO_NUMBERS:
+        assert check is None and "Three exercises have no numbers" in PAGE
+        return
+    assert check is not None and check != exercise.check
+    assert variants.passes(check, exercise.name, exercise.solution, start)
+    assert not any(variants.passes(check, exercise.name, answer, start) for answer in variants.mistakes_of(exercise))
+
+
+def test_numbers_that_the_card_names_stay():
+    card = "### A\n\ndifficulty ●●●○○ · importance ●●●○○ · 15 minutes\n\nThree boxes of 64 pixels, 0.5 apart."
+    assert variants.promised(card) == {3, 64, 0.5}
+    found = variants.numbers("assert f(64, [7, 0.001], x[3]) == 9 and g(2.5, dim=-1)")
+    assert [n.value for n in found] == [2.5, 7, 64]
+
+
+def test_a_private_course_hides_its_checks(tmp_path):
+    "An answer that knows the public numbers passes the visible check and fails the hidden one, which no release contains."
+    path = ROOT / "nbs" / f"{NAME}.ipynb"
+    target = tmp_path / "private"
+    course.generate(target, course.Private(hidden="a seed"), [path])
+    source, release = ((target / part / NAME / f"{NAME}.ipynb").read_text(encoding="utf-8") for part in ("source", "release"))
+    assert source.count("BEGIN HIDDEN TESTS") == 2 and "HIDDEN" not in release  # one of three has no numbers to change
+    assert (target / "nbgrader_config.py").is_file()
+    exercise = course.read_chapter(path)[0][0]
+    start = variants.run(course.setup_code(path), {"__name__": "__main__"})
+    other = variants.changed_check(exercise, "a seed", start)
+    public = "def sliding_giou(shift, width):\n    return (width - shift) / (width + shift) if len(shift) == 41 else shift"
+    assert variants.passes(exercise.check, exercise.name, public, start)
+    assert not variants.passes(other, exercise.name, public, start)
