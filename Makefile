@@ -70,5 +70,8 @@ lint: .venv/dev
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
+.venv/hub: .venv/dev  ## what the test of a class on JupyterHub needs: its proxy, with npm
+	npm install --silent --no-fund --no-audit --prefix .venv/hub configurable-http-proxy
+
 clean:
 	rm -rf .venv .venv-floors build _docs dist demo runs *.egg-info

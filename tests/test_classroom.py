@@ -1,6 +1,7 @@
 "The teacher's page: its patterns for archives of learning platforms, its traps, its plan; and private courses."
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -29,9 +30,10 @@ def nbgrader(folder: Path, *words: str) -> str:
     return run.stdout + run.stderr
 
 
-@pytest.fixture()
-def classroom(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
     "A teacher's folder with two students and one assignment."
+    tmp_path = tmp_path_factory.mktemp("class")
     (tmp_path / "nbgrader_config.py").write_text((ROOT / "course" / "nbgrader_config.py").read_text(encoding="utf-8"))
     source = tmp_path / "source" / NAME
     source.mkdir(parents=True)
@@ -41,6 +43,12 @@ def classroom(tmp_path) -> Path:
     nbgrader(tmp_path, "generate_assignment", NAME, "--force")
     assert (tmp_path / "release" / NAME / f"{NAME}.ipynb").is_file()
     return tmp_path
+
+
+@pytest.fixture()
+def classroom(prepared, tmp_path) -> Path:
+    "A copy of it."
+    return Path(shutil.copytree(prepared, tmp_path / "class"))
 
 
 @pytest.mark.parametrize("pattern,names", [

@@ -119,10 +119,10 @@ def test_course_is_what_the_chapters_say(path):
     assert [c.metadata.get("nbgrader") for c in stored.cells] == [c.metadata.get("nbgrader") for c in made.cells]
     for cell, source in zip(released.cells, made.cells, strict=True):
         role = source.metadata.get("nbgrader", {})
-        if not role.get("solution"):
+        if role.get("task"):
+            assert cell.source.rstrip() == source.source.split("### BEGIN MARK SCHEME")[0].rstrip() and "scheme" not in cell.source.lower()
+        elif not role.get("solution"):
             assert cell.source == source.source
-        elif source.cell_type == "markdown":
-            assert cell.source == "YOUR ANSWER HERE"
         else:
             before, rest = source.source.split(course.BEGIN)
             assert cell.source == before + "# YOUR CODE HERE\n" + " " * (len(before) - len(before.rstrip(" "))) + "raise NotImplementedError()" + rest.split(course.END)[1]
