@@ -16,6 +16,7 @@ import course  # noqa: E402
 import variants  # noqa: E402
 
 PAGE = (ROOT / "course" / "README.md").read_text(encoding="utf-8")
+ROSTER = "Ada Lovelace,Ada,Lovelace,\nAlan Mathison Turing,Alan,Turing,\n"
 PATTERNS = re.findall(r"^c\.FileNameCollectorPlugin\.named_regexp = .+$", PAGE, re.MULTILINE)
 NAME = "01_boxes"
 
@@ -38,7 +39,7 @@ def prepared(tmp_path_factory) -> Path:
     source = tmp_path / "source" / NAME
     source.mkdir(parents=True)
     (source / f"{NAME}.ipynb").write_bytes((ROOT / "course" / "source" / NAME / f"{NAME}.ipynb").read_bytes())
-    (tmp_path / "roster.csv").write_text("id,first_name,last_name,email\n48151,Ada,Lovelace,a@example.org\n62342,Alan,Turing,t@example.org\n")
+    (tmp_path / "roster.csv").write_text("id,first_name,last_name,email\n48151,Ada,Lovelace,a@example.org\n62342,Alan,Turing,t@example.org\n" + ROSTER)
     assert "48151" in nbgrader(tmp_path, "db", "student", "import", "roster.csv")
     nbgrader(tmp_path, "generate_assignment", NAME, "--force")
     assert (tmp_path / "release" / NAME / f"{NAME}.ipynb").is_file()
@@ -51,12 +52,15 @@ def classroom(prepared, tmp_path) -> Path:
     return Path(shutil.copytree(prepared, tmp_path / "class"))
 
 
-@pytest.mark.parametrize("pattern,names", [
-    (PATTERNS[0], ("Ada Lovelace_48151_assignsubmission_file_/01_boxes.ipynb", "Alan Mathison Turing_62342_assignsubmission_file_/01_boxes.ipynb")),
-    (PATTERNS[0], ("Ada Lovelace_48151_assignsubmission_file_01_boxes.ipynb", "Alan Turing_62342_assignsubmission_file_01_boxes.ipynb")),
-    (PATTERNS[1], ("lovelaceada_48151_998_01_boxes.ipynb", "turingalan_LATE_62342_1001_01_boxes-2.ipynb")),
+MOODLE = "Ada Lovelace", "Alan Mathison Turing"
+
+
+@pytest.mark.parametrize("pattern,names,students", [
+    (PATTERNS[0], [f"{name}_48151_assignsubmission_file_/01_boxes.ipynb" for name in MOODLE], MOODLE),
+    (PATTERNS[0], [f"{name}_48151_assignsubmission_file_01_boxes.ipynb" for name in MOODLE], MOODLE),
+    (PATTERNS[1], ["lovelaceada_48151_998_01_boxes.ipynb", "turingalan_LATE_62342_1001_01_boxes-2.ipynb"], ("48151", "62342")),
 ], ids=["moodle in folders", "moodle", "canvas"])
-def test_archives_are_collected(classroom, pattern, names):
+def test_archives_are_collected(classroom, pattern, names, students):
     archive = classroom / "downloaded" / NAME / "archive"
     archive.mkdir(parents=True)
     with zipfile.ZipFile(archive / "all.zip", "w") as file:
@@ -64,7 +68,9 @@ def test_archives_are_collected(classroom, pattern, names):
     with open(classroom / "nbgrader_config.py", "a") as file: file.write(f"\n{pattern}\n")
     said = nbgrader(classroom, "zip_collect", NAME)
     found = sorted(p.relative_to(classroom).as_posix() for p in (classroom / "submitted").rglob("*.ipynb"))
-    assert found == [f"submitted/{student}/{NAME}/{NAME}.ipynb" for student in (48151, 62342)], said
+    assert found == [f"submitted/{student}/{NAME}/{NAME}.ipynb" for student in students], said
+    nbgrader(classroom, "autograde", NAME, "--student", students[0])
+    assert (classroom / "autograded" / students[0] / NAME / f"{NAME}.ipynb").is_file()
 
 
 def test_traps_are_told_as_the_page_says(classroom):

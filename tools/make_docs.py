@@ -27,8 +27,9 @@ def page_links(text: str) -> str:
     this site's pages."""
     text = re.sub(r"\]\((?:\.\./)?course/README\.md(#[^)]*)?\)", r"](course.md\1)", text)
     text = re.sub(r"\]\(README\.md(#[^)]*)?\)", r"](course.md\1)", text)  # from the teacher's plan
+    text = text.replace("](capstone/README.md)", "](capstone.md)").replace("](exam/questions.md)", "](exam.md)")
     text = re.sub(r"\]\(\.\./README\.md(#[^)]*)?\)", r"](index.ipynb\1)", text)
-    return re.sub(r"\]\((?:\.\./)?(?:nbs/|docs/)?(\w+)\.(ipynb|md)(#[^)]*)?\)", r"](\1.\2\3)", text)
+    return re.sub(r"\]\((?:\.\./)*(?:nbs/|docs/)?(\w+)\.(ipynb|md)(#[^)]*)?\)", r"](\1.\2\3)", text)
 
 
 def prose(text: str) -> str:
@@ -175,6 +176,11 @@ PARTS = {  # by the tens of the chapters' numbers
 }
 
 
+def slug(part: str) -> str:
+    "The name of a file for a part."
+    return re.sub(r"\W+", "_", part.lower()).strip("_")
+
+
 def contents(caption: str, pages: list[str]) -> str:
     "A list of contents under its caption; none where it has no page."
     return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""]) if pages else ""
@@ -194,7 +200,7 @@ def opened(page: nbformat.NotebookNode, path: Path, part: list[Path], address: A
 def with_words(text: str, name: str, address: Address | None) -> str:
     "A page that is no notebook, with what it says of itself and the words that lead to it, after its title."
     title, _, rest = text.partition("\n")
-    first = next(part for part in rest.split("\n\n") if part.strip()[:1].isalpha())
+    first = next(part for part in rest.split("\n\n") if part.strip()[:1].isalnum())
     return "\n\n".join([title, about(title.removeprefix("# "), first, address), entries(name), rest])
 
 
@@ -203,7 +209,9 @@ def sources(address: Address | None) -> dict[str, str]:
     chapters = sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))
     modules = sorted((p for p in (ROOT / "detr_nb").glob("*.py") if not p.name.startswith("_")), key=chapter_of)
     guides = {p.stem: p for p in sorted((ROOT / "docs").glob("*.md"))}
-    guides |= {"course": ROOT / "course" / "README.md", "plan": ROOT / "course" / "plan.md"}
+    course = ROOT / "course"
+    guides |= {"course": course / "README.md", "plan": course / "plan.md"}
+    guides |= {"exam": course / "exam" / "questions.md", "capstone": course / "capstone" / "README.md"}
     parts = {ten: [p for p in chapters if p.stem[0] == ten] for ten in PARTS} | {"i": []}
     notebooks = {
         p.name: opened(notebook_page(p), p, parts[p.stem[0]], address)
@@ -217,6 +225,8 @@ def sources(address: Address | None) -> dict[str, str]:
     notebooks["index.ipynb"].cells.append(nbformat.v4.new_markdown_cell(text))
     pages = {name: nbformat.writes(notebook) for name, notebook in notebooks.items()}
     texts = {name: prose(p.read_text(encoding="utf-8")) for name, p in guides.items()}
+    decks = [f'<li><a href="slides/{slug(part)}.html">{part}</a></li>' for part in PARTS.values()]
+    texts["plan"] += "\n".join(["", "## The slides", "", "<ul>", *decks, "</ul>", ""])
     texts |= {f"api/{p.stem}": module_page(p) for p in modules}
     texts |= {"api": api_page(ROOT / "detr_nb", modules), "command_line": command_page()}
     return pages | {f"{name}.md": with_words(text, name, address) for name, text in texts.items()}

@@ -14,7 +14,7 @@ import nbformat
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 
-from make_docs import PARTS
+from make_docs import PARTS, slug
 from make_readme import FIG_ALT
 
 ROOT = Path(__file__).parent.parent
@@ -140,8 +140,7 @@ def write_slides(folder: Path) -> list[Path]:
     written = []
     for ten, part in PARTS.items():
         paths = sorted((ROOT / "nbs").glob(f"{ten}[0-9]_*.ipynb"))
-        name = re.sub(r"\W+", "_", part.lower()).strip("_")
-        written.append(folder / f"{name}.html")
+        written.append(folder / f"{slug(part)}.html")
         written[-1].write_text(deck(part, paths), encoding="utf-8")
     return written
 
