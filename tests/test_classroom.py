@@ -91,8 +91,7 @@ def test_traps_are_told_as_the_page_says(classroom):
 
 
 def test_plan_has_the_minutes_and_points_of_the_chapters():
-    from make_docs import minutes_of
-    from make_readme import named
+    from make_readme import minutes_of, named
     plan = (ROOT / "course" / "plan.md").read_text(encoding="utf-8")
     for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         opening = next(c.source for c in nbformat.read(path, as_version=4).cells if "You will be able to" in c.source)

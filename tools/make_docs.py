@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from sphinx.cmd.build import build_main
 
 from address import Address, published
-from make_readme import FIG_ALT, filled, named
+from make_readme import FIG_ALT, filled, minutes_of, named
 from reference import api_page, chapter_of, command_page, module_page
 
 ROOT = Path(__file__).parent.parent
@@ -111,11 +111,6 @@ WORDS = {  # what users type into the search field, and the page that should com
     "plan": ["syllabus", "slides", "exam"],
 }
 CARD = "card.png"  # what a link to the site looks like elsewhere
-
-
-def minutes_of(text: str) -> str:
-    "How long a chapter says that it takes to read."
-    return re.search(r"(\d+) minutes", text)[1]
 
 
 def links_of(path: Path, part: list[Path], address: Address | None) -> str:

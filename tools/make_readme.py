@@ -29,6 +29,11 @@ def named(path: Path) -> str:
     return f"{path.stem[:2]} · {title.removeprefix('# ')}"
 
 
+def minutes_of(text: str) -> str:
+    "How long a chapter says that it takes to read."
+    return re.search(r"(\d+) minutes", text)[1]
+
+
 def figures_of(notebook) -> list[bytes]:
     "A notebook's figures as PNG files."
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
