@@ -151,6 +151,7 @@ def test_live_figures_answer_to_pointer_and_keyboard(contexts, address, stem):
     page, faults = open_page(contexts["light"], address, f"{stem}.html")
     widget = page.locator(".live-widget")
     widget.scroll_into_view_if_needed()
+    assert page.locator(".live img").is_visible() and "Try it" in widget.locator(".live-legend").inner_text()
     said = lambda: widget.locator(".live-said").inner_text()
     looks = lambda: widget.locator(".live-look").evaluate_all("cells => cells.map(c => c.getAttribute('x') + c.getAttribute('opacity')).join()")
     first = said(), looks()

@@ -5,17 +5,20 @@
 # %% ../nbs/91_files.ipynb #078ecb1a
 from __future__ import annotations
 
+import builtins
 import csv
+import inspect
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -353,44 +356,120 @@ def experiment(
         return [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
 
 # %% ../nbs/91_files.ipynb #1bda90f8
-def _closed_book(answer: Callable, without: Collection[str]) -> Callable:
-    "The answer, which finds none of the functions in `without` while it runs."
+def _places_of(answer: Callable, without: Collection[str]) -> list[tuple[dict, str, Any]]:
+    """Everywhere that the functions in `without` stand: namespace, name, function. In any module, for most of them have
+    several names. What is not installed cannot be called."""
+    spaces = [answer.__globals__, *(vars(module) for module in list(sys.modules.values()) if module is not None)]
+    places = []
+    for name in without:
+        if "." in name and not find_spec(name.split(".")[0]): continue
+        taken = resolve_name(name) if "." in name else answer.__globals__[name]
+        holders = [vars(resolve_name(name.rpartition(".")[0]))] if "." in name else []  # as torch.ops.torchvision
+        for space in spaces + holders:
+            places += [(space, key, taken) for key, value in list(space.items()) if value is taken]
+    return places
+
+def _frozen(value: Any) -> Any:
+    "What an argument holds: its tensors, arrays and containers as copies."
+    if isinstance(value, Mapping): return {key: _frozen(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)): return [_frozen(item) for item in value]
+    if hasattr(value, "state_dict"): return _frozen(value.state_dict())
+    if hasattr(value, "detach"): return value.detach().clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+def _same(a: Any, b: Any) -> bool:
+    "Whether two such copies are equal; a NaN equals a NaN."
+    if isinstance(a, dict): return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list): return isinstance(b, list) and len(a) == len(b) and all(map(_same, a, b))
+    if hasattr(a, "shape"):
+        return a.shape == getattr(b, "shape", None) and bool(((a == b) | ((a != a) & (b != b))).all())
+    return a is b or bool(a == b) or (a != a and b != b)
+
+# %% ../nbs/91_files.ipynb #cb91a001
+_NUMBERS = (bool, int, float, complex, str, bytes, type(None), np.ndarray, np.generic)
+_ROOTS = {"builtins", "numpy", "torch", "pathlib"}
+
+def _only_data(value: Any) -> bool:
+    "Whether arguments are numbers, text, tensors, arrays, and containers of them: then a second call may follow."
+    if isinstance(value, Mapping): return all(map(_only_data, value.values()))
+    if isinstance(value, (list, tuple, set, range)): return all(map(_only_data, value))
+    return isinstance(value, _NUMBERS) or hasattr(value, "detach")
+
+def _refuse_strange(value: Any, name: str) -> None:
+    "`AssertionError` for an object of a class of one's own, which could be equal to everything."
+    if type(value).__module__.split(".")[0] not in _ROOTS:
+        wanted = "want numbers, text, tensors, arrays or containers"
+        raise AssertionError(f"{name} returned a {type(value).__name__}: {wanted}")
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+    for item in inside: _refuse_strange(item, name)
+
+def _is_traced() -> bool:
+    "Whether torch is watching instead of computing: then nothing can be compared."
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
+
+# %% ../nbs/91_files.ipynb #cb91a002
+def _closed_book(answer: Callable, without: Collection[str], in_place: bool) -> Callable:
+    """The answer, which finds none of the functions in `without` while it runs, leaves its arguments as they are, and
+    answers the same question twice in the same way."""
     def refuse(*args, **kwargs):
         raise AssertionError(f"{answer.__name__} should do without {', '.join(without)}")
 
+    places = _places_of(answer, without)
+    own = inspect.unwrap(answer)
+    kept = [*(own.__defaults__ or ()), *(own.__kwdefaults__ or {}).values()]
+
+    def alone(*args, **kwargs):
+        if any(value is taken for value in kept for _, _, taken in places): refuse()
+        for space, key, _ in places: space[key] = refuse
+        try: return answer(*args, **kwargs)
+        finally:
+            for space, key, taken in places: space[key] = taken
+
     @wraps(answer)
     def guarded(*args, **kwargs):
-        with ExitStack() as stack:
-            for name in without:
-                taken = resolve_name(name) if "." in name else answer.__globals__[name]
-                copies = {key: refuse for key, value in answer.__globals__.items() if value is taken}
-                stack.enter_context(patch.dict(answer.__globals__, copies))
-                if "." in name: stack.enter_context(patch(name, refuse))
-            return answer(*args, **kwargs)
+        if in_place or _is_traced(): return alone(*args, **kwargs)
+        before = _frozen([args, kwargs])
+        result = alone(*args, **kwargs)
+        _refuse_strange(result, answer.__name__)
+        if not _same(before, _frozen([args, kwargs])):
+            raise AssertionError(f"{answer.__name__} changed what it was given")
+        if _only_data(before) and not _same(_frozen(result), _frozen(alone(*args, **kwargs))):
+            raise AssertionError(f"{answer.__name__} was asked the same twice, and gave two answers")
+        return result
 
-    return guarded if without else answer
+    return guarded
 
 # %% ../nbs/91_files.ipynb #d9c7d0b3
 def check(
     answer: Callable,               # a function or class that the reader writes
     without: Collection[str] = (),  # what it should not call: "torchvision.ops.nms", or a name of its notebook
+    in_place: bool = False,         # whether it is asked to change its arguments
 ) -> Callable[[Callable], Callable[[Callable], None]]:  # a decorator
     """Check an answer to an exercise. The decorated function is called with the answer at once; if
     that raises an empty `NotImplementedError`, nothing is written yet, and a line says so.
     Afterwards it checks any other answer.
 
+    An answer may not change its arguments (unless `in_place`), answer the same question in two
+    ways, or return objects of a class of its own.
+
     Args:
         answer (Callable): a function or class that the reader writes
         without (Collection[str]): what it should not call: "torchvision.ops.nms", or a name of its
             notebook. Defaults to ().
+        in_place (bool): whether it is asked to change its arguments. Defaults to False.
 
     Returns:
         Callable[[Callable], Callable[[Callable], None]]: a decorator
     """
     def decorate(judge: Callable) -> Callable[[Callable], None]:
+        names = {name for name in judge.__code__.co_names if hasattr(builtins, name) and not name.startswith("__")}
+        hidden = sorted(names & set(judge.__globals__))
+        if hidden: raise AssertionError(f"{', '.join(hidden)} means something else in this notebook: rename yours")
+
         @wraps(judge)
         def again(answer: Callable) -> None:
-            judge(_closed_book(answer, without))
+            judge(_closed_book(answer, without, in_place))
             print(f"{answer.__name__}: passed")
 
         try:

@@ -126,3 +126,34 @@ def test_course_is_what_the_chapters_say(path):
         else:
             before, rest = source.source.split(course.BEGIN)
             assert cell.source == before + "# YOUR CODE HERE\n" + " " * (len(before) - len(before.rstrip(" "))) + "raise NotImplementedError()" + rest.split(course.END)[1]
+
+
+CHEATS = {  # each passed once; the names say what is wrong with them
+    "spoils what the judge reads": ("causal_attention", "def causal_attention(q, k, v): return v.zero_()"),
+    "another door": ("distance_iou", "def distance_iou(a, b): return torchvision.ops.boxes.distance_box_iou(a, b)"),
+    "a default": ("distance_iou", "def distance_iou(a, b, f=torchvision.ops.distance_box_iou): return f(a, b)"),
+    "torch.ops": ("suppress", "def suppress(b, s, l, t): return torch.ops.torchvision.nms(b + 100 * l[:, None], s, t).tolist()"),
+    "equals everything": ("still_right", "def still_right(side):\n    from unittest.mock import ANY\n    return ANY"),
+    "a float of its own": (
+        "product_of_positions",
+        "class F(float):\n    def __sub__(self, other): return 0.0\n    __rsub__ = __sub__\ndef product_of_positions(difference, half): return F(0)",
+    ),
+    "renames what the check calls": ("causal_attention", "assert_close = lambda *a, **k: None\ndef causal_attention(q, k, v): return v"),
+    "renames a builtin": ("product_of_positions", "abs = lambda x: 0\ndef product_of_positions(difference, half): return 1.0"),
+    "the oracle itself": (
+        "parameters_of_encoder_layer",
+        "def parameters_of_encoder_layer(d, f): return sum(p.numel() for p in EncoderLayer(d, 1, f).parameters())",
+    ),
+    "not the thing": ("fold", "def fold(conv, norm): return nn.Sequential(conv, norm)"),
+}
+
+
+@pytest.mark.parametrize("kind", CHEATS)
+def test_cheats_do_not_pass(kind):
+    name, code = CHEATS[kind]
+    exercise = next(e for e in EXERCISES if e.name == name)
+    path = ROOT / "nbs" / f"{exercise.chapter}.ipynb"
+    names = namespace(exercise)
+    run(code, names)
+    imports = course.imports_of(course.code_of(nbformat.read(path, as_version=4)))
+    assert not passes(course.class_check(exercise, imports), names)

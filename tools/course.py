@@ -154,13 +154,16 @@ def setup_code(path: Path) -> str:
     )
 
 
-def class_check(exercise: Exercise, hidden: str = "") -> str:
-    """A check in class: the answer is the student's own, and passes. It ends without a value, for
+def class_check(exercise: Exercise, imports: dict[str, str], hidden: str = "") -> str:
+    """A check in class: the answer is the student's own, and passes. What it needs is imported once
+    more, for a student's cell may have given a name another meaning. It ends without a value, for
     nbgrader takes a number there as the marks. nbgrader takes the hidden part out of the release
     and puts it back when it grades."""
+    used = {node.id for node in ast.walk(ast.parse(exercise.check)) if isinstance(node, ast.Name)}
+    again = sorted({line for name, line in imports.items() if name in used})
     own = f'assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: write it yourself"'
     more = ["### BEGIN HIDDEN TESTS", hidden, f"check_{exercise.name}({exercise.name})", "### END HIDDEN TESTS"]
-    return "\n".join([own, "", exercise.test, *(more if hidden else [])])
+    return "\n".join([*again, "", own, "", exercise.test, *(more if hidden else [])])
 
 
 @dataclass
@@ -194,10 +197,11 @@ def source_notebook(path: Path, private: Private | None = None):
     )
     cells = [new_markdown_cell(f"# {title}: exercises\n\n{text}")]
     cells.append(graded(new_code_cell(setup_code(path)), "setup"))
+    imports = imports_of(code_of(nbformat.read(path, as_version=4)))
     for exercise in exercises:
         cells.append(new_markdown_cell(exercise.card))
         cells.append(graded(new_code_cell(without_body(exercise)), exercise.name, solution=True))
-        check = new_code_cell(class_check(exercise, hidden.get(exercise.name, "")))
+        check = new_code_cell(class_check(exercise, imports, hidden.get(exercise.name, "")))
         cells.append(graded(check, f"{exercise.name}_check", points=exercise.points))
     for k, question in enumerate(questions):
         text, scheme = question.split("<details><summary>Mark scheme</summary>")

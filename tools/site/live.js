@@ -1,5 +1,5 @@
-/* Live figures: a box or a query under the pointer, or chosen by keyboard, shows where it looks, what it says and what it
-   costs; a slider goes through the training. The still figure stays where there is no JavaScript. */
+/* Live figures, below a chapter's own: a box or a query under the pointer, or chosen by keyboard, shows where it looks,
+   what it says and what it costs; a slider goes through the training. Without JavaScript the still figure stands alone. */
 (() => {
   const here = document.currentScript.src, SVG = "http://www.w3.org/2000/svg";
 
@@ -24,7 +24,7 @@
       this.data = data;
       this.view = place.dataset.view;
       this.scenes = data.scenes.map(s => ({ ...s, probabilities: unpack(s.probabilities), attention: unpack(s.attention) }));
-      this.scene = 0; this.moment = data.steps.length - 1;
+      this.scene = 0; this.moment = this.view === "matching" ? 1 : data.steps.length - 1;
       this.build(place);
       this.begin(0);
     }
@@ -48,7 +48,7 @@
       this.slider.addEventListener("input", () => { this.moment = Number(this.slider.value); this.show(); });
       this.queries.forEach((button, q) => {
         button.addEventListener("focus", () => this.choose(q));
-        button.addEventListener("pointerenter", () => this.choose(q));
+        button.addEventListener("pointerenter", event => this.point(event, q));
         button.addEventListener("keydown", event => {
           const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
           if (!step) return;
@@ -62,9 +62,11 @@
       const parts = make("div", { class: "live-parts" }, this.picture, right);
       const widget = make("div", { class: "live-widget", role: "group", "aria-label": "live figure" }, controls, parts, this.row);
       if (this.view === "matching") widget.append(make("div", { class: "live-scroll" }, this.table));
-      const still = place.querySelector("img");
-      still.hidden = true;
-      still.after(widget);
+      const legend = "Try it on four other scenes: point at a box or a query, or use Tab and the arrow keys. " +
+        "Orange: where the query looks, in the last decoder layer. Dashed: the object that the matching gives it. " +
+        "Pale numbers: queries whose best score is below a half.";
+      widget.prepend(make("p", { class: "live-legend" }, legend));
+      place.querySelector("img").after(widget);
     }
 
     at(q) { return (this.moment * this.data.queries + q) * this.data.classes; }
@@ -80,6 +82,13 @@
       const { targets, pairs } = this.scenes[i], labels = targets.map(t => t.label);
       this.scene = i;
       this.choose(pairs[this.moment][labels.indexOf(Math.min(...labels))]);
+    }
+
+    point(event, q) {  // not if the pointer rests, and the figure was drawn anew below it
+      const place = `${event.clientX} ${event.clientY}`;
+      if (place === this.pointed) return;
+      this.pointed = place;
+      if (this.query !== q) this.choose(q);
     }
 
     choose(q) { this.query = q; this.show(); }
@@ -131,7 +140,7 @@
         const strong = q === query ? { "stroke-width": 2.2 } : { opacity: 0.7 };
         const shape = this.box(scene.boxes[this.moment][q], { stroke: data.colours[answer.label], fill: "transparent", ...strong });
         shape.dataset.query = q;
-        shape.addEventListener("pointerenter", () => { if (this.query !== q) this.choose(q); });
+        shape.addEventListener("pointerenter", event => this.point(event, q));
         shapes.push(shape);
       });
       // the smallest boxes lie on top, so that each can be pointed at
@@ -159,7 +168,7 @@
           return cell;
         });
         const line = make("tr", q === this.query ? { class: "live-now" } : {}, make("th", {}, String(q)), ...cells);
-        line.addEventListener("pointerenter", () => { if (this.query !== q) this.choose(q); });
+        line.addEventListener("pointerenter", event => this.point(event, q));
         return line;
       });
       this.table.replaceChildren(head, ...rows);
