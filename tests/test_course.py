@@ -12,6 +12,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import course  # noqa: E402
+from variants import planted  # noqa: E402
 
 MISTAKES = json.loads((ROOT / "course" / "mistakes.json").read_text(encoding="utf-8"))
 EXERCISES = [exercise for path in course.chapters() for exercise in course.read_chapter(path)[0]]
@@ -45,14 +46,6 @@ def passes(check: str, names: dict) -> bool:
     try: run(check, names)
     except Exception: return False
     return True
-
-
-def planted(solution: str, mistake: list[str] | str) -> str:
-    "The answer with a mistake: a place that reads otherwise, or an answer that somebody else would write."
-    if isinstance(mistake, str): return mistake
-    old, new = mistake
-    assert solution.count(old) == 1, f"{old!r} stands {solution.count(old)} times in the answer"
-    return solution.replace(old, new)
 
 
 def namespace_of(code: str, start: dict) -> dict:
@@ -143,6 +136,10 @@ CHEATS = {  # each passed once; the names say what is wrong with them
     "the oracle itself": (
         "parameters_of_encoder_layer",
         "def parameters_of_encoder_layer(d, f): return sum(p.numel() for p in EncoderLayer(d, 1, f).parameters())",
+    ),
+    "a class in place of a function": (
+        "distance_iou",
+        "class distance_iou:\n    def __new__(cls, a, b): return torchvision.ops.distance_box_iou(a, b)",
     ),
     "not the thing": ("fold", "def fold(conv, norm): return nn.Sequential(conv, norm)"),
 }

@@ -13,12 +13,10 @@ import os
 import pkgutil
 import select
 import signal
-import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import course
 from variants import TooLong, limited, run
@@ -159,5 +157,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     raise SystemExit(main())

@@ -161,7 +161,11 @@ def class_check(exercise: Exercise, imports: dict[str, str], hidden: str = "") -
     and puts it back when it grades."""
     used = {node.id for node in ast.walk(ast.parse(exercise.check)) if isinstance(node, ast.Name)}
     again = sorted({line for name, line in imports.items() if name in used})
-    own = f'assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: write it yourself"'
+    kind = "type" if re.search(rf"^class {exercise.name}\b", exercise.solution, re.MULTILINE) else "function"
+    own = (
+        f'assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: write it yourself"\n'
+        f'assert type({exercise.name}).__name__ == "{kind}", "{exercise.name} is no {kind}: write it as it began"'
+    )
     more = ["### BEGIN HIDDEN TESTS", hidden, f"check_{exercise.name}({exercise.name})", "### END HIDDEN TESTS"]
     return "\n".join([*again, "", own, "", exercise.test, *(more if hidden else [])])
 

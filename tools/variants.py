@@ -58,7 +58,9 @@ def passes(check: str, name: str, answer: str, start: dict) -> bool:
 
 def planted(solution: str, mistake: list[str] | str) -> str:
     "The answer with a mistake: a place that reads otherwise, or an answer that somebody else would write."
-    return mistake if isinstance(mistake, str) else solution.replace(*mistake)
+    if isinstance(mistake, str): return mistake
+    assert solution.count(mistake[0]) == 1, f"{mistake[0]!r} stands {solution.count(mistake[0])} times in the answer"
+    return solution.replace(*mistake)
 
 
 def mistakes_of(exercise: course.Exercise) -> list[str]:
