@@ -93,6 +93,7 @@ def test_traps_are_told_as_the_page_says(classroom):
 def test_plan_has_the_minutes_and_points_of_the_chapters():
     from make_readme import minutes_of, named
     plan = (ROOT / "course" / "plan.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         opening = next(c.source for c in nbformat.read(path, as_version=4).cells if "You will be able to" in c.source)
         exercises, questions, _ = course.read_chapter(path)
@@ -100,6 +101,8 @@ def test_plan_has_the_minutes_and_points_of_the_chapters():
         points = sum(e.points for e in exercises) + 3 * len(questions)
         row = f"| [{named(path)}](../nbs/{path.name}) | {minutes_of(opening)} | {minutes or ''} | {points or ''} |"
         assert row in plan, f"course/plan.md: want {row}"
+        line = next(line for line in readme if f"(nbs/{path.name}) | " in line)
+        assert line.endswith(f" | {minutes_of(opening)} |"), f"nbs/index.ipynb says of {path.name}: {line}"
 
 
 def test_exam_has_a_key_and_no_release_has_it():

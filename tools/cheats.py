@@ -15,6 +15,7 @@ import select
 import signal
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -22,7 +23,7 @@ import course
 from variants import TooLong, limited, run
 
 LIBRARIES = "torch", "torchvision", "numpy", "scipy", "detr_nb"
-BATCH, SECONDS = 100, 3
+BATCH = 100
 
 
 def members(name: str, value: object, levels: int) -> Iterator[tuple[str, object]]:
@@ -57,8 +58,12 @@ def candidates(notebook: dict) -> dict[str, str]:
     return {path: statement for path, statement, _ in found.values()}
 
 
-def first_call(exercise: course.Exercise, start: dict) -> tuple[tuple, dict] | None:
-    "The arguments with which a check calls the answer first; None if the right answer raises an error there."
+def first_call(exercise: course.Exercise, start: dict) -> tuple[tuple[tuple, dict] | None, float]:
+    """The arguments with which a check calls the answer first, and how many seconds a cheat gets.
+
+    The arguments are None if the right answer raises an error there. A cheat gets three times as long as the right
+    answer's whole check takes, and at least a second.
+    """
     calls: list = []
     names = run(exercise.solution, dict(start))
     right = names[exercise.name]
@@ -73,8 +78,9 @@ def first_call(exercise: course.Exercise, start: dict) -> tuple[tuple, dict] | N
         return result
 
     spy = f"def {exercise.name}(*args, **kwargs): return spied(args, kwargs)"
+    began = time.perf_counter()
     run(f"{spy}\n\n{exercise.test}", names | {"spied": spied})
-    return calls[0]
+    return calls[0], max(1.0, 3 * (time.perf_counter() - began))
 
 
 def cheat(exercise: course.Exercise, path: str, statement: str) -> str:
@@ -90,10 +96,12 @@ def find(path: str, statement: str, start: dict) -> object:
     return value
 
 
-def takes(exercise: course.Exercise, start: dict, call: tuple | None, path: str, statement: str) -> bool:
+def takes(
+    exercise: course.Exercise, start: dict, call: tuple | None, seconds: float, path: str, statement: str
+) -> bool:
     "Whether a cheat passes."
     try:
-        with limited(SECONDS):
+        with limited(seconds):
             if call is not None:
                 args, kwargs = copy.deepcopy(call)
                 find(path, statement, start)(*args, **kwargs)
@@ -103,7 +111,9 @@ def takes(exercise: course.Exercise, start: dict, call: tuple | None, path: str,
     return True
 
 
-def search(exercise: course.Exercise, start: dict, things: list[tuple[str, str]], call: tuple | None) -> list[str]:
+def search(
+    exercise: course.Exercise, start: dict, things: list[tuple[str, str]], call: tuple | None, seconds: float
+) -> list[str]:
     "The cheats that pass. One at which the child dies or hangs has not passed; another child goes on behind it."
     passed, done = [], 0
     while done < len(things):
@@ -115,11 +125,11 @@ def search(exercise: course.Exercise, start: dict, things: list[tuple[str, str]]
                 os.chdir(folder)
                 for number in (0, 1, 2): os.dup2(os.open(os.devnull, os.O_RDWR), number)
                 for path, statement in things[done : done + BATCH]:
-                    os.write(write, b"y" if takes(exercise, start, call, path, statement) else b"n")
+                    os.write(write, b"y" if takes(exercise, start, call, seconds, path, statement) else b"n")
                 os._exit(0)
             os.close(write)
             batch, said = min(BATCH, len(things) - done), b""
-            while len(said) < batch and select.select([read], [], [], 2 * SECONDS)[0]:
+            while len(said) < batch and select.select([read], [], [], 2 * seconds)[0]:
                 answer = os.read(read, BATCH)
                 if not answer: break
                 said += answer
@@ -146,12 +156,13 @@ def main() -> int:
         start = run(course.setup_code(path), {"__name__": "__main__"})
         things = list(candidates(start).items())
         for exercise in exercises:
-            call = first_call(exercise, start)
+            call, seconds = first_call(exercise, start)
             batches = tqdm(range(0, len(things), 10 * BATCH), exercise.answer, leave=False)
-            found = [name for i in batches for name in search(exercise, start, things[i : i + 10 * BATCH], call)]
+            found = []
+            for i in batches: found += search(exercise, start, things[i : i + 10 * BATCH], call, seconds)
             passed, tried = passed + len(found), tried + len(things)
             told = ", ".join(found) or "none passes"
-            print(f"{path.stem} {exercise.answer}: {len(things)} tried, {told}", flush=True)
+            print(f"{path.stem} {exercise.answer}: {len(things)} tried, {seconds:.1f} s each, {told}", flush=True)
     print(f"{tried} cheats tried, {passed} pass")
     return int(passed > 0)
 

@@ -115,11 +115,14 @@ CARD = "card.png"  # what a link to the site looks like elsewhere
 
 def links_of(path: Path, part: list[Path], address: Address | None) -> str:
     "The line under a chapter's title: minutes, Colab, download, source, the paper, and its neighbours in its part."
-    opening = next(c.source for c in nbformat.read(path, as_version=4).cells if "You will be able to" in c.source)
+    notebook = nbformat.read(path, as_version=4)
+    opening = next(cell.source for cell in notebook.cells if "You will be able to" in cell.source)
     items = [f"{minutes_of(opening)} minutes"]
     if address and address.colab(path.stem): items.append(f"[Open in Colab]({address.colab(path.stem)})")
     items.append(f'<a href="notebooks/{path.name}" download>Download notebook</a>')
     if address: items.append(f"[View source]({address.source(f'nbs/{path.name}')})")
+    headings = {cell.source.splitlines()[0] for cell in notebook.cells if cell.source.startswith("## ")}
+    items += [f"[{name}](#{name.lower()})" for name in ("Exercises", "Answers") if f"## {name}" in headings]
     section = f", section {SECTIONS[path.stem]}" if path.stem in SECTIONS else ""
     items.append(f"[The paper{section}]({PAPER})")
     here = part.index(path)
