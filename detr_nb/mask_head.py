@@ -160,8 +160,8 @@ def pad_to_canvas(
     masks: Tensor,  # (K, h, w) logits of the image's part
     height: int, width: int,
 ) -> Tensor:        # (K, height, width)
-    """Masks with `OUTSIDE` around them; one more row and column first, so that enlarging does not
-    mix it in at the image's edge.
+    """Masks with `OUTSIDE` around them. The last row and column are repeated once first, so that
+    enlarging the masks mixes no `OUTSIDE` into the image's edge.
 
     Args:
         masks (Tensor): (K, h, w) logits of the image's part
