@@ -477,7 +477,7 @@ def predict(
     (K,) and `boxes` (K, 4; corners), in the order of the queries. The others: `segmentation` (H,
     W), each pixel's segment (`semantic`: each pixel's class), and `segments_info`: id, category_id,
     label, score, area, bbox (x, y, width, height). Masks are drawn only for queries that score
-    higher than the threshold.
+    higher than the threshold, except by an exported model.
 
     Args:
         images (Any): one image or a list: PIL, arrays, tensors, paths of files
