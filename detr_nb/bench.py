@@ -143,7 +143,7 @@ def format_row(row: dict[str, Any]) -> str:
         str
     """
     name = row["what"] if row["against"] in (row["what"], None) else f"{row['what']} ÷ {row['against']}"
-    spread = f"{row['median']:9.4f} {row['unit']} ({row['least']:.4f} … {row['most']:.4f})"
+    spread = f"{row['median']:9.3g} {row['unit']} ({row['least']:.3g} … {row['most']:.3g})"
     times = f"{row['times']:6.2f} × ({row['low']:.2f} … {row['high']:.2f})" if row["times"] else ""
     wanted = f"want {row['floor']:g}" if row["floor"] else ""
     apart = "" if row["apart"] is None else f"differs by {row['apart']:.0e}"
@@ -755,7 +755,8 @@ def below_floor(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 # %% ../nbs/98_bench.ipynb #bench045
 def draw_bench(rows: Sequence[dict[str, Any]], title: str = "", ax: Any = None) -> Any:
-    """A point for each ratio with its range, and a line where it should be at least.
+    """A point for each ratio with its range, a line where it should be at least; beside it ratio
+    and distance.
 
     Args:
         rows (Sequence[dict[str, Any]])
@@ -768,20 +769,26 @@ def draw_bench(rows: Sequence[dict[str, Any]], title: str = "", ax: Any = None) 
     shown = [row for row in rows if row["times"] and row["what"] != row["against"]]
     if ax is None:
         from matplotlib.figure import Figure
-        ax = Figure(figsize=(9, 1 + 0.26 * len(shown)), layout="constrained").subplots()
+        ax = Figure(figsize=(10, 1 + 0.2 * len(shown)), layout="constrained").subplots()
     for i, row in enumerate(shown):
-        ax.plot([row["low"], row["high"]], [i, i], color="#0072B2", lw=4, alpha=0.35)
-        ax.plot(row["times"], i, "o", color="#0072B2")
-        if row["floor"]: ax.plot([row["floor"]] * 2, [i - 0.4, i + 0.4], color="#D55E00", lw=2)
-    firsts = {row["case"]: row["against"] for row in reversed(rows)}
+        ax.plot([row["low"], row["high"]], [i, i], color="#0072B2", lw=4, alpha=0.35, solid_capstyle="butt")
+        ax.plot(row["times"], i, "o", color="#0072B2", ms=5)
+        if row["floor"]: ax.plot([row["floor"]] * 2, [i - 0.35, i + 0.35], color="#D55E00", lw=2)
+        apart = "" if row["apart"] is None else f"{row['apart']:.0e}" if row["apart"] else "0"
+        for x, text in ((1.11, f"{row['times']:.2f} ×"), (1.2, apart)):
+            ax.text(x, i, text, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+    ax.text(1.2, -1, "apart", transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+    firsts = {row["case"]: next(r["what"] for r in rows if r["case"] == row["case"] and r["times"] == 1) for row in shown}
     names = [
         f"{row['case']}: {row['what']}" + (f" ÷ {row['against']}" if row["against"] != firsts[row["case"]] else "")
         for row in shown
     ]
     ax.axvline(1, color="0.5", lw=1)
     ax.set(
-        yticks=range(len(shown)), yticklabels=names, xscale="log", ylim=(len(shown) - 0.4, -0.6), title=title,
-        xlabel="how many times as fast as the first (orange: at least)",
+        yticks=range(len(shown)), yticklabels=names, xscale="log", ylim=(len(shown) - 0.4, -0.6),
+        xlabel="how many times as fast as the first, or less memory (orange: at least)",
     )
+    ax.tick_params(axis="y", labelsize=8)
+    ax.set_title(title, fontsize=9, pad=14, loc="right")
     ax.xaxis.set_major_formatter("{x:g}")
     return ax
