@@ -778,7 +778,7 @@ def draw_bench(rows: Sequence[dict[str, Any]], title: str = "", ax: Any = None) 
         for x, text in ((1.11, f"{row['times']:.2f} ×"), (1.2, apart)):
             ax.text(x, i, text, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
     ax.text(1.2, -1, "apart", transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
-    firsts = {row["case"]: next(r["what"] for r in rows if r["case"] == row["case"] and r["times"] == 1) for row in shown}
+    firsts = {row["case"]: row["what"] for row in reversed(rows) if row["what"] == row["against"]}
     names = [
         f"{row['case']}: {row['what']}" + (f" ÷ {row['against']}" if row["against"] != firsts[row["case"]] else "")
         for row in shown
