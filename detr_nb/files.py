@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -45,7 +46,7 @@ def atomic(
     """
     path = Path(path)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    part.unlink(missing_ok=True)  # a link of that name would lead the writing elsewhere
+    part.unlink(missing_ok=True)  # if it is a link, writing would go to where it leads
     try:
         yield part
         part.replace(path)
@@ -116,7 +117,7 @@ def read_log(
             {k: float(v) for k, v in row.items() if v}
             for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
         ]
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # no number, or more of them than columns
         raise ValueError(f"{path}: not a training log ({error})") from error
 
 # %% ../nbs/91_files.ipynb #e676a618
@@ -156,8 +157,9 @@ class Log:
 def to_rgb(
     image: Image.Image,  # of any mode
 ) -> Image.Image:        # mode RGB
-    """Three channels of eight bits. Grey is repeated, transparency dropped, sixteen bits are scaled
-    to eight.
+    """Three channels of eight bits. Grey is repeated, transparency dropped, and whole numbers of
+    more bits (modes I;16 and I) are taken as sixteen bits and scaled to eight, with a warning where
+    they look like eight already.
 
     Args:
         image (Image.Image): of any mode
@@ -166,12 +168,20 @@ def to_rgb(
         Image.Image: mode RGB
 
     Raises:
-        ValueError: for floating point pixels, whose range nobody knows.
+        ValueError: for floating point pixels, whose range nobody knows, and for whole numbers
+            outside 0…65535.
     """
     if image.mode == "F":
         raise ValueError("an image of floating point pixels (mode F): want one of whole numbers")
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
+        numbers = np.asarray(image).astype(np.int64)
+        least, most = int(numbers.min(initial=0)), int(numbers.max(initial=0))
+        if least < 0 or most > 65535:
+            raise ValueError(f"an image of whole numbers from {least} to {most} (mode I): want 0 to 65535")
+        if 0 < most < 256:
+            found = f"an image of sixteen bits (mode {image.mode}) with no number over {most}, which is nearly black"
+            warnings.warn(f"{found}: if its numbers are of eight bits, save it as such (mode L)", stacklevel=2)
+        image = Image.fromarray((numbers // 257).astype(np.uint8))
     if image.mode == "La": image = image.convert("LA")  # which Pillow cannot do in one step
     return image.convert("RGB")
 
