@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -47,10 +48,68 @@ SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="leave out ima
 
 # %% auto #0
 __all__ = [
-    "app", "data_app", "TaskOption", "Model", "Out", "Force", "SkipMissing", "Task", "demo",
-    "detect", "export", "train_command", "eval_command", "scenes", "from_table", "convert",
-    "check_command", "show_batch", "bench", "main"
+    "app", "data_app", "TaskOption", "Model", "Out", "Force", "SkipMissing", "Task", "main",
+    "demo", "detect", "export", "train_command", "eval_command", "scenes", "from_table", "convert",
+    "check_command", "show_batch", "bench"
 ]
+
+# %% ../nbs/52_cli.ipynb #8014c7ed
+def main(arguments: Sequence[str] | None = None) -> None:  # None: those of the program
+    """The command `detr-nb`. What is wrong is said in one line, with exit code 2; a fault of the
+    program ends with 3.
+
+    Args:
+        arguments (Sequence[str] | None)
+    """
+    try: code = app(arguments, prog_name="detr-nb", standalone_mode=False)
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
+        print(f"detr-nb: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # Typer's, for a wrong option
+            traceback.print_exc()
+            raise SystemExit(3) from None
+        context = getattr(error, "ctx", None)
+        hint = f" ({context.command_path} --help lists the options)" if context and context.args is not None else ""
+        print(f"detr-nb: {error.format_message()}{hint}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(code or 0)
+
+# %% ../nbs/52_cli.ipynb #a2bebdfd
+MANIFEST = ".detr_nb_files"  # in a folder: names of the files that a command wrote there
+
+def refuse_foreign(path: Path, force: bool) -> set[str]:
+    """The names on the list beside a file.
+
+    Args:
+        path (Path)
+        force (bool)
+
+    Returns:
+        set[str]
+
+    Raises:
+        FileExistsError: if it is there and not on it, unless `force`.
+    """
+    manifest = path.parent / MANIFEST
+    ours = set(manifest.read_text(encoding="utf-8").splitlines()) if manifest.exists() else set()
+    if path.exists() and path.name not in ours and not force:
+        raise FileExistsError(f"{path} exists, and detr-nb did not write it: choose another place, or pass --force")
+    return ours
+
+def claim(path: Path, force: bool) -> None:
+    """Get ready to write a file, and put it on the list.
+
+    Args:
+        path (Path)
+        force (bool)
+
+    Raises:
+        FileExistsError: for somebody else's, unless `force`.
+    """
+    if path.name in refuse_foreign(path, force): return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.parent / MANIFEST, "a", encoding="utf-8") as file: file.write(f"{path.name}\n")
 
 # %% ../nbs/52_cli.ipynb #117223c2
 def find_objects(
@@ -114,42 +173,6 @@ def draw_segments(image, found: Any, title: str = "", ax=None):
     names = {s["category_id"]: s["label"] for s in segments}
     return detr_nb.visualization.show_segments(image, found["segmentation"], labels, names, title, ax)
 
-# %% ../nbs/52_cli.ipynb #a2bebdfd
-MANIFEST = ".detr_nb_files"  # in a folder: names of the files that a command wrote there
-
-def refuse_foreign(path: Path, force: bool) -> set[str]:
-    """The names on the list beside a file.
-
-    Args:
-        path (Path)
-        force (bool)
-
-    Returns:
-        set[str]
-
-    Raises:
-        FileExistsError: if it is there and not on it, unless `force`.
-    """
-    manifest = path.parent / MANIFEST
-    ours = set(manifest.read_text(encoding="utf-8").splitlines()) if manifest.exists() else set()
-    if path.exists() and path.name not in ours and not force:
-        raise FileExistsError(f"{path} exists, and detr-nb did not write it: choose another place, or pass --force")
-    return ours
-
-def claim(path: Path, force: bool) -> None:
-    """Get ready to write a file, and put it on the list.
-
-    Args:
-        path (Path)
-        force (bool)
-
-    Raises:
-        FileExistsError: for somebody else's, unless `force`.
-    """
-    if path.name in refuse_foreign(path, force): return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / MANIFEST, "a", encoding="utf-8") as file: file.write(f"{path.name}\n")
-
 # %% ../nbs/52_cli.ipynb #89e52d64
 def write_segments(
     found: Any,
@@ -199,11 +222,11 @@ def demo(
     import matplotlib
     matplotlib.use("Agg")
 
+    for name in ("detections.png", "panoptic.png", "detections.json"): claim(out / name, force)
     model, processor = detr_nb.speed.load_model("scenes", "panoptic")
     images = [Image.fromarray(detr_nb.draw_scene(seed, i, "demo").image) for i in range(pictures)]
     found = find_objects(model, processor, images, Task.detection, threshold)
     segments = find_objects(model, processor, images, Task.panoptic, threshold)
-    for name in ("detections.png", "panoptic.png", "detections.json"): claim(out / name, force)
     for name, draw, results in (
         ("detections", draw_detections, found), ("panoptic", draw_segments, segments),
     ):
@@ -322,7 +345,7 @@ def say(path: Path, image, results: Any, task: Task, as_json: bool) -> None:
 
 # %% ../nbs/52_cli.ipynb #6f515a29
 def save_drawing(image, found, task: Task, path: Path, force: bool = False) -> None:
-    """An image with what was found on it, eight inches on its longer side.
+    """An image with what was found on it, 960 pixels on its longer side.
 
     Args:
         image
@@ -333,11 +356,11 @@ def save_drawing(image, found, task: Task, path: Path, force: bool = False) -> N
     """
     claim(path, force)
     from matplotlib.figure import Figure
-    scale = 8 / max(image.size)
+    scale = 5 / max(image.size)  # inches: names and lines are drawn for this size
     figure = Figure(figsize=(image.width * scale, image.height * scale), layout="constrained")
     draw = draw_detections if task is Task.detection else draw_segments
     draw(image, found, "", figure.add_subplot())
-    with detr_nb.files.atomic(path) as part: figure.savefig(part, dpi=120)
+    with detr_nb.files.atomic(path) as part: figure.savefig(part, dpi=192)
 
 
 def save_results(
@@ -394,8 +417,9 @@ def detect(
     ] = None,
     force: Force = False,
 ):
-    """Find objects in images. A file that is not an image is named on stderr, the others go on; the
-    exit code is then 1."""
+    """Find objects in images.
+
+    A file that is not an image is named on stderr, the others go on; the exit code is then 1."""
     from tqdm.auto import tqdm
     if model is None:
         print("no --model was given: the embedded one knows drawn scenes, not photographs", file=sys.stderr)
@@ -409,8 +433,10 @@ def detect(
     if not paths: raise FileNotFoundError(f"{', '.join(photos)}: no files")
     drawings = drawing_paths(paths, out) if out else {}
     if out:
-        for target in [*drawings.values(), *([] if task is Task.detection else [out / f"{task.value}.json"])]:
-            refuse_foreign(target, force)  # before the work, not after
+        targets = list(drawings.values())
+        if task is not Task.detection: targets.append(out / f"{task.value}.json")
+        if task in (Task.panoptic, Task.semantic): targets += [out / task.value / p.name for p in drawings.values()]
+        for target in targets: refuse_foreign(target, force)  # before the work, not after
         out.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, desc="detect", leave=False, disable=len(paths) < 4):
         try:
@@ -528,8 +554,10 @@ def train_command(
     log_with: Annotated[str | None, typer.Option(help="tensorboard, wandb, trackio: also log there")] = None,
     skip_missing: SkipMissing = False,
 ):
-    """Train a detector, or masks, on a COCO folder. Run it under `torchrun` or `accelerate launch`
-    for several processes. After SIGTERM it saves and ends with exit code 75; --resume goes on."""
+    """Train a detector, or masks, on a COCO folder.
+
+    Run it under `torchrun` or `accelerate launch` for several processes. After SIGTERM it saves and ends with exit code
+    75; --resume goes on."""
     if frozen_detector and model:
         raise typer.BadParameter(
             "give one of --frozen-detector and --model", param_hint="--frozen-detector"
@@ -598,8 +626,9 @@ def eval_command(
     skip_missing: SkipMissing = False,
     force: Force = False,
 ):
-    """COCO's numbers of a model on a split: for all classes and, where the data tells them apart,
-    for things (and stuff)."""
+    """COCO's numbers of a model on a split.
+
+    For all classes and, where the data tells them apart, for things (and stuff)."""
     if task is Task.semantic:
         raise typer.BadParameter(
             "semantic maps have no COCO number; want detection, instance or panoptic", param_hint="--task"
@@ -706,6 +735,8 @@ def check_command(
     force: Force = False,
 ):
     "Say what is in a COCO folder, and what is wrong with it: every entry, every image. The exit code is 1 for a fault."
+    for path in (json_file, figure):
+        if path: refuse_foreign(path, force)
     reports = []
     for split in detr_nb.datasets.SPLITS:
         try: detr_nb.datasets.find_split(data, split, "panoptic" if panoptic else "instances")
@@ -758,8 +789,9 @@ def bench(
     check: Annotated[bool, typer.Option("--check", help="exit code 1 where a ratio is below its floor")] = False,
     force: Force = False,
 ):
-    """Side by side with transformers: boxes, exports, masks, segments, loss, training step, processor,
-    post-processing, evaluation, memory, import."""
+    """Measure speed and memory side by side with transformers.
+
+    Boxes, exports, masks, segments, loss, training step, processor, post-processing, evaluation, import."""
     import torch
     from detr_nb.bench import Setting, below_floor, describe_machine, draw_bench, run_bench
     if device not in ("cpu", "cuda"): raise typer.BadParameter(f"{device!r}: want cpu or cuda", param_hint="--device")
@@ -775,18 +807,6 @@ def bench(
     low = below_floor(rows)
     for line in low if check else []: print(f"below its floor: {line}", file=sys.stderr)
     if check and low: raise typer.Exit(1)
-
-# %% ../nbs/52_cli.ipynb #8014c7ed
-def main() -> None:
-    "The command `detr-nb`. What is wrong is said in one line, with exit code 2; a fault of the program ends with 3."
-    try:
-        app()
-    except (ValueError, FloatingPointError, OSError, ImportError) as error:
-        print(f"detr-nb: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(3) from None
 
 # %% ../nbs/52_cli.ipynb #main5201
 if __name__ == "__main__" and "__file__" in globals(): main()

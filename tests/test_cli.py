@@ -260,6 +260,6 @@ def test_check_draws_images_and_counts(data, tmp_path):
 
 def test_a_fault_of_the_program_has_a_code_of_its_own():
     "1 is for what went on, 2 for what the user can mend; what nobody expected is 3, with Python's own words."
-    code = "import detr_nb.cli as cli\ndef app(): raise RuntimeError('out of memory')\ncli.app = app\ncli.main()"
+    code = "import detr_nb.cli as cli\ndef app(*given, **options): raise RuntimeError('out of memory')\ncli.app = app\ncli.main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 3 and "RuntimeError: out of memory" in result.stderr and not result.stdout
