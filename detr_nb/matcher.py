@@ -271,7 +271,7 @@ class HungarianMatcher(nn.Module):
         if not cost.isfinite().all():
             raise NotFinite(
                 "the predictions are not finite (NaN or infinity in logits or pred_boxes): "
-                "look at the batch; if it is sound, training has diverged: try a lower learning rate or gradient clipping"
+                "look at the batch; if it is sound, training has diverged: try a lower rate or gradient clipping"
             )
         return assign(cost.flatten(0, 1), packed.counts * len(logits))
 
