@@ -110,8 +110,8 @@ def hsv_to_rgb(h: float, s: float, v: float) -> list[float]:
     return [255 * (v - v * s * max(0.0, min(k, 4 - k, 1.0))) for k in sectors]
 
 def random_thing(rng: np.random.Generator) -> Thing:
-    """Class, place, size and look are drawn independently: no colour or place gives a class
-    away.
+    """A thing whose class is drawn independently of its size, place and look: no colour or place
+    gives it away.
 
     Args:
         rng (np.random.Generator)
@@ -321,7 +321,7 @@ def scene_annotations(
     if not masks: return annotations
     from pycocotools import mask as coco_mask
     columns_first = replace(scene, segment_map=np.ascontiguousarray(scene.segment_map.T)).masks()
-    # the order in which run lengths count
+    # COCO's run lengths go down the columns
     rles: Any = coco_mask.encode(columns_first.view(np.uint8).transpose(2, 1, 0))
     return [
         a | {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
