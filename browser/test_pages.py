@@ -31,7 +31,13 @@ def page(folder, *cells: dict) -> list:
 def test_directives_are_no_part_of_the_code(tmp_path):
     bare = code("#| fig-alt: A blue star", PICTURE)
     cells = page(tmp_path, code("#| default_exp lesson"), code("#| export\ndef f(): pass"), bare)
-    assert [c.source for c in cells] == ["def f(): pass", ""] and cells[1].metadata.tags == ["remove-input"]
+    assert [c.source for c in cells] == ["def f(): pass", "pass"] and cells[1].metadata.tags == ["remove-input"]
+
+
+def test_imports_are_folded_and_other_code_is_not(tmp_path):
+    imports = "import os\nimport sys\nfrom pathlib import Path\n"
+    cells = page(tmp_path, code(imports + 'architecture("loss")', PICTURE), code(imports + "print(1)"), code("import os"))
+    assert [c.metadata.tags for c in cells] == [["hide-input"], [], []]
 
 
 def test_a_worked_answer_is_folded(tmp_path):

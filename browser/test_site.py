@@ -1,8 +1,10 @@
 "The website as a reader has it: every link leads somewhere, every page opens cleanly in light and dark, on a desk and on a phone."
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 
 from conftest import ROOT, SITE
@@ -225,3 +227,28 @@ def test_arguments_are_explained_once(contexts, address):
     assert page.locator("article dd a.reference[href='#detr_nb.matcher.PackedTargets']").count() > 0
     page.close()
     assert not faults + more
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_page_shows_every_figure_of_its_notebook(parsed, path):
+    "Also those whose code is not shown."
+    notebook = nbformat.read(path, as_version=4)
+    shown = [cell for cell in notebook.cells if not cell.source.startswith(("#| default_exp", "#| hide"))]
+    kinds = "image/png", "image/svg+xml"
+    outputs = [output for cell in shown for output in cell.get("outputs", []) if set(kinds) & set(output.get("data", {}))]
+    pictures = parsed[SITE / f"{path.stem}.html"].pictures
+    own = [p for p in pictures if re.fullmatch(r"_images/[0-9a-f]{64}\.\w+", p["src"])]  # others are files beside it
+    assert len(own) == len(outputs), f"{len(own)} figures on the page, {len(outputs)} in the notebook"
+
+
+def test_the_first_page_shows_the_comparison():
+    assert "times as fast" in (SITE / "index.html").read_text(encoding="utf-8")
+
+
+def test_imports_are_folded(contexts, address):
+    page = contexts["light"].new_page()
+    page.goto(f"{address}/15_detector.html")
+    folded = page.locator("details.hide")
+    assert folded.count() >= 2 and not folded.first.evaluate("node => node.open")
+    assert page.locator("article h1").count() == 1 and page.locator("article img").first.is_visible()
+    page.close()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import Trainer as Trainer  # what editors see
 
-_all_ = ["Trainer"]
+_all_ = ["Trainer"]  # nbdev: the module has this name, though no cell defines it
 
 # %% auto #0
 __all__ = [

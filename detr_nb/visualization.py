@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = [
-    "PALETTE", "PARTS", "ARROWS", "class_colour", "Diagram", "architecture", "transformer_layers",
-    "draw_box", "show_boxes", "show_heat", "show_segments", "show_matching", "grid", "png",
-    "as_html", "explore", "check_range", "show_distance", "show_all_boxes", "draw_training"
+    "PALETTE", "PARTS", "ARROWS", "BELOW", "class_colour", "Diagram", "architecture",
+    "transformer_layers", "draw_box", "show_boxes", "show_heat", "show_segments", "show_matching",
+    "grid", "png", "as_html", "explore", "check_range", "show_distance", "show_all_boxes",
+    "draw_training"
 ]
 
 # %% ../nbs/90_visualization.ipynb #8754c31d
@@ -79,6 +80,7 @@ ARROWS = (
     "boxes matching", "matching loss", "queries decoder", "decoder masks", "boxes answers", "masks answers",
     "truth matching", "truth score",
 )
+BELOW = "backbone masks", "encoder masks", "answers score"  # arrows that go round below the other parts
 
 # %% ../nbs/90_visualization.ipynb #2dab06f8
 Place = tuple[int, int, str]  # column, row, words
@@ -128,18 +130,28 @@ def _skip(start: Place, end: Place) -> str:
     x0, x1, y = 66 + 106 * c0, 26 + 106 * c1, 44 + 66 * row
     return f'<path d="M{x0} {y}C{x0 + 30} {y + 24} {x1 - 30} {y + 24} {x1} {y + 2}" fill="none" {_LINE}/>'
 
+def _below(start: Place, end: Place) -> str:
+    "An arrow from a part straight down, and up again to one of the lowest row."
+    (c0, r0, _), (c1, r1, _) = start, end
+    x0, x1, foot = 46 + 106 * c0, 26 + 106 * c1, 44 + 66 * r1
+    way = f"M{x0} {44 + 66 * r0}L{x0} {foot + 6}Q{x0} {foot + 16} {x0 + 10} {foot + 16}L{x1 - 10} {foot + 16}"
+    return f'<path d="{way}Q{x1} {foot + 16} {x1} {foot + 2}" fill="none" {_LINE}/>'
+
 def _diagram(
-    parts: Mapping[str, Place], arrows: Sequence[str], lit: Sequence[str], words: str, skips: Sequence[str] = ()
+    parts: Mapping[str, Place], arrows: Sequence[str], lit: Sequence[str], words: str, skips: Sequence[str] = (),
+    below: Sequence[str] = (),
 ) -> Diagram:
-    "Boxes and arrows between them; those in `lit` are blue; `skips` are curved arrows within a row."
+    """Boxes and arrows between them; those in `lit` are blue; `skips` are curved arrows within a row, `below` arrows
+    round below all others."""
     if unknown := [name for name in lit if name not in parts]:
         raise ValueError(f"lit={unknown}: want some of {', '.join(parts)}")
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     lines = [_arrow(*(parts[name] for name in arrow.split())) for arrow in arrows]
     lines += [_skip(*(parts[name] for name in skip.split())) for skip in skips]
+    lines += [_below(*(parts[name] for name in arrow.split())) for arrow in below]
     boxes = [_part(place, name in lit) for name, place in parts.items()]
     width = 92 + 106 * max(column for column, _, _ in parts.values())
-    height = 48 + 66 * max(row for _, row, _ in parts.values())
+    height = 48 + 66 * max(row for _, row, _ in parts.values()) + 16 * bool(below)
     return Diagram(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
         f'aria-label="{words}" font-family="Helvetica, Arial, sans-serif" font-size="13"><defs>{head}'
@@ -162,7 +174,7 @@ def architecture(
         ValueError: for a part that it does not have.
     """
     words = "DETR's architecture, from the image to the loss" + (f"; in blue: {', '.join(lit)}" if lit else "")
-    return _diagram(PARTS, ARROWS, lit, words)
+    return _diagram(PARTS, ARROWS, lit, words, below=BELOW)
 
 # %% ../nbs/90_visualization.ipynb #86ee9a83
 def transformer_layers() -> Diagram:

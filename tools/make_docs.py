@@ -3,6 +3,7 @@
 The site goes to `_docs/site`. Notebooks are not run: their outputs are shown as they were kept. Nothing is fetched,
 neither here nor by a finished page.
 """
+import ast
 import re
 import shutil
 from pathlib import Path
@@ -65,10 +66,21 @@ def prepared(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if "image/svg+xml" in data: options["image"] = {"alt": data["text/plain"]}  # the drawing's own words
         if "image/png" not in data: continue
         options["image"] = {"alt": output.metadata.get("image/png", {}).get("alt") or alternative(cell.source)}
-    lines = [] if cell.source.startswith(UNSHOWN) else cell.source.splitlines()
-    source = "\n".join(line for line in lines if not line.startswith("#|"))
-    metadata = {"mystnb": options, "tags": [] if source.strip() else ["remove-input"]}
-    return nbformat.v4.new_code_cell(source, metadata=metadata, outputs=cell.outputs)
+    unshown = cell.source.startswith(UNSHOWN)
+    source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")) or "pass"
+    tags = ["remove-input"] if unshown or source == "pass" else ["hide-input"] if only_prepares(source) else []
+    if tags == ["hide-input"]: options |= {"code_prompt_show": "Imports", "code_prompt_hide": "Imports"}
+    return nbformat.v4.new_code_cell(source, metadata={"mystnb": options, "tags": tags}, outputs=cell.outputs)
+
+
+def only_prepares(code: str) -> bool:
+    "Whether a cell has nothing but imports, and perhaps the drawing that opens a chapter: it is folded."
+    try: body = ast.parse(code).body
+    except SyntaxError: return False  # a command of the notebook
+    imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    others = [ast.unparse(node) for node in body if node not in imports]
+    known = "architecture(", "if TYPE_CHECKING", "_all_ ="
+    return len(imports) >= 3 and all(other.startswith(known) for other in others)
 
 
 def shown(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
