@@ -25,7 +25,7 @@ app = typer.Typer(
     help="DETR: detect objects in images, train and evaluate detectors.", no_args_is_help=True,
     add_completion=False, pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Make datasets.", no_args_is_help=True)
+data_app = typer.Typer(help="Make, convert and check datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 class Task(str, Enum):

@@ -347,7 +347,7 @@ def _write_scene(index: int, folder: Path, split: str, seed: int) -> tuple[list[
     "One image and its panoptic PNG on disk; its annotations."
     scene = draw_scene(seed, index, split)
     name = f"{index + 1:06d}.png"
-    Image.fromarray(scene.image).save(folder / split / name, compress_level=0)  # noise does not compress
+    Image.fromarray(scene.image).save(folder / split / name, compress_level=0)  # for speed: noise shrinks little
     ids = panoptic_ids(scene)
     coloured = Image.frombytes("P", (SIZE, SIZE), scene.segment_map)
     coloured.putpalette(
