@@ -79,8 +79,9 @@ def only_prepares(code: str) -> bool:
     except SyntaxError: return False  # a command of the notebook
     imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
     others = [ast.unparse(node) for node in body if node not in imports]
-    known = "architecture(", "if TYPE_CHECKING", "_all_ ="
-    return len(imports) >= 3 and all(other.startswith(known) for other in others)
+    plain = all(isinstance(node, (ast.Assign, ast.If)) for node in body if ast.unparse(node) in others[:3])
+    drawn = others and others[-1].startswith("architecture(")
+    return len(imports) >= 3 and (plain and len(others) <= 3 or len(others) <= 1 and bool(drawn))
 
 
 def shown(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -171,8 +172,14 @@ def notebook_page(path: Path) -> nbformat.NotebookNode:
     for cell in cells:
         if cell.cell_type != "markdown": continue
         chapter = path.stem[0].isdigit()
+        if chapter: cell.source = skippable(cell.source)
         cell.source = with_reference(cell.source, path.stem) if chapter else filled(cell.source, tests=False)
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+
+
+def skippable(text: str) -> str:
+    "A chapter's second half begins with a way past it."
+    return re.sub(r"(?m)^(## In the library.*)$", r"\1\n\n[Skip to *What to remember*](#what-to-remember)", text)
 
 
 PARTS = {  # by the tens of the chapters' numbers
