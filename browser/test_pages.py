@@ -36,7 +36,8 @@ def test_directives_are_no_part_of_the_code(tmp_path):
 
 def test_imports_are_folded_and_other_code_is_not(tmp_path):
     imports = "import os\nimport sys\nfrom pathlib import Path\n"
-    cells = page(tmp_path, code(imports + 'architecture("loss")', PICTURE), code(imports + "print(1)"), code("import os"))
+    drawing = code("#| fig-alt: A drawing of DETR\n" + imports + 'architecture("loss")', PICTURE)
+    cells = page(tmp_path, drawing, code(imports + "print(1)"), code("import os"))
     assert [c.metadata.tags for c in cells] == [["hide-input"], [], []]
 
 
