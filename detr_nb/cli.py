@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:  # None: those of the 
         if not hasattr(error, "format_message"):  # Typer's, for a wrong option
             traceback.print_exc()
             raise SystemExit(3) from None
-        context = getattr(error, "ctx", None)
-        hint = f" ({context.command_path} --help lists the options)" if context and context.args is not None else ""
-        print(f"detr-nb: {error.format_message()}{hint}", file=sys.stderr)
+        message, context = error.format_message(), getattr(error, "ctx", None)
+        hint = f" ({context.command_path} --help lists the options)" if context else ""
+        if message: print(f"detr-nb: {message}{hint}", file=sys.stderr)  # none: a bare command, whose help was printed
         raise SystemExit(2) from None
     raise SystemExit(code or 0)
 

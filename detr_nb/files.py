@@ -179,7 +179,8 @@ def to_rgb(
         if least < 0 or most > 65535:
             raise ValueError(f"an image of whole numbers from {least} to {most} (mode I): want 0 to 65535")
         if 0 < most < 256:
-            found = f"an image of sixteen bits (mode {image.mode}) with no number over {most}, which is nearly black"
+            name = getattr(image, "filename", "") or "an image"  # Pillow keeps the name of what it opened
+            found = f"{name}: sixteen bits (mode {image.mode}) with no number over {most}, which is nearly black"
             warnings.warn(f"{found}: if its numbers are of eight bits, save it as such (mode L)", stacklevel=2)
         image = Image.fromarray((numbers // 257).astype(np.uint8))
     if image.mode == "La": image = image.convert("LA")  # which Pillow cannot do in one step

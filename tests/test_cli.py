@@ -263,3 +263,14 @@ def test_a_fault_of_the_program_has_a_code_of_its_own():
     code = "import detr_nb.cli as cli\ndef app(*given, **options): raise RuntimeError('out of memory')\ncli.app = app\ncli.main()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 3 and "RuntimeError: out of memory" in result.stderr and not result.stdout
+
+
+@pytest.mark.parametrize("given, code, said", [
+    (["detect", "a.png", "--threshold", "high"], 2, "--threshold"), (["detcet"], 2, "detcet"), ([], 2, ""), (["--help"], 0, ""),
+])
+def test_a_wrong_option_is_one_line(given, code, said, capsys):
+    "A bare command prints its help and complains of nothing."
+    from detr_nb.cli import main
+    with pytest.raises(SystemExit) as end: main(given)
+    complaint = capsys.readouterr().err
+    assert end.value.code == code and complaint.count("\n") == bool(said) and said in complaint

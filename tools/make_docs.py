@@ -74,14 +74,13 @@ def prepared(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def only_prepares(code: str) -> bool:
-    "Whether a cell has nothing but imports, and perhaps the drawing that opens a chapter: it is folded."
+    "Whether a cell has nothing but imports, a few names, and the drawing that opens a chapter: it is folded."
     try: body = ast.parse(code).body
     except SyntaxError: return False  # a command of the notebook
-    imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    others = [ast.unparse(node) for node in body if node not in imports]
-    plain = all(isinstance(node, (ast.Assign, ast.If)) for node in body if ast.unparse(node) in others[:3])
-    drawn = others and others[-1].startswith("architecture(")
-    return len(imports) >= 3 and (plain and len(others) <= 3 or len(others) <= 1 and bool(drawn))
+    rest = [node for node in body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    imports = len(body) - len(rest)
+    if rest and ast.unparse(rest[-1]).startswith("architecture("): rest.pop()
+    return imports >= 3 >= len(rest) and all(isinstance(node, (ast.Assign, ast.If)) for node in rest)
 
 
 def shown(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
