@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = [
     "resize_mask", "FrozenBatchNorm2d", "freeze_batch_norm", "detr_nb_resnet",
-    "register_backbones", "create_backbone", "ConvEncoder"
+    "register_backbones", "create_backbone", "ConvEncoder", "fold_norms"
 ]
 
 # %% ../nbs/10_backbone.ipynb #7412a747
@@ -367,3 +367,49 @@ class ConvEncoder(nn.Module):
         maps = [f.permute(0, 3, 1, 2) if self.channels_last else f for f in self.model(pixel_values)]
         at_size = valid_cell_mask if self.padding else resize_mask
         return [(f, at_size(pixel_mask, f.shape[-2:])) for f in maps]
+
+# %% ../nbs/10_backbone.ipynb #fold10bb
+@torch.no_grad()
+def fold_norms(encoder: ConvEncoder) -> ConvEncoder:
+    """Frozen batch norms multiplied into the convolutions before them, in place. A convolution
+    whose output is wanted by itself, as a feature map, is left alone, and so is one that changes
+    its weights before it uses them.
+
+    Args:
+        encoder (ConvEncoder)
+
+    Returns:
+        ConvEncoder
+    """
+    given: dict[int, nn.Conv2d] = {}
+    pairs: list[tuple[Any, Any]] = []
+    alive: list[Tensor] = []  # a tensor's id is its own only while it lives
+
+    def remember(conv: Any, _, output: Tensor) -> None:
+        given[id(output)] = conv
+        alive.append(output)
+
+    def find(norm: Any, inputs: tuple[Tensor]) -> None:
+        if id(inputs[0]) in given: pairs.append((given[id(inputs[0])], norm))
+
+    modules = list(encoder.model.modules())
+    norms: list[Any] = [module for module in modules if isinstance(module, FrozenBatchNorm2d)]
+    if not norms: return encoder
+    from timm.layers.conv2d_same import Conv2dSame
+    convs = [module for module in modules if type(module) in (nn.Conv2d, Conv2dSame)]
+    hooks = [conv.register_forward_hook(remember) for conv in convs]
+    hooks += [norm.register_forward_pre_hook(find) for norm in norms]
+    image = convs[0].weight.new_zeros(1, convs[0].in_channels, 64, 64)
+    wanted = {id(feature) for feature, _ in encoder(image, torch.ones_like(image[:, 0]))}
+    for hook in hooks: hook.remove()
+    wanted = {given[i] for i in wanted if i in given}
+    folded = {norm: conv for conv, norm in pairs if conv not in wanted}
+    for norm, conv in folded.items():
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = norm.bias - norm.running_mean * scale
+        conv.weight.mul_(scale[:, None, None, None])
+        conv.bias = nn.Parameter(shift if conv.bias is None else shift + conv.bias * scale)
+    for module in modules:
+        for name, child in module.named_children():
+            if child in folded: setattr(module, name, child.act or nn.Identity())
+    return encoder

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .backbone import ConvEncoder, FrozenBatchNorm2d, resize_mask
+from .backbone import ConvEncoder, FrozenBatchNorm2d, fold_norms, resize_mask
 from .checkpoints import Pretrained
 from .config import DetrConfig
 from .losses import DetrLoss, Divisors, Pairs, weighted_sum
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Output", "DetrModelOutput", "DetrObjectDetectionOutput", "image_tokens", "transform",
     "MLPPredictionHead", "learned_states", "predict_from", "DetrModel", "hidden_fields",
-    "DetrForObjectDetection", "evaluating", "fold_norms", "inference_copy"
+    "DetrForObjectDetection", "evaluating", "inference_copy"
 ]
 
 # %% ../nbs/15_detector.ipynb #07ea4744
@@ -618,51 +618,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 # %% ../nbs/15_detector.ipynb #4c1cadab
-@torch.no_grad()
-def fold_norms(encoder: ConvEncoder) -> ConvEncoder:
-    """Frozen batch norms multiplied into the convolutions before them, in place. A convolution
-    whose output is wanted by itself, as a feature map, is left alone, and so is one that changes
-    its weights before it uses them.
-
-    Args:
-        encoder (ConvEncoder)
-
-    Returns:
-        ConvEncoder
-    """
-    given: dict[int, nn.Conv2d] = {}
-    pairs: list[tuple[Any, Any]] = []
-    alive: list[Tensor] = []  # a tensor's id is its own only while it lives
-
-    def remember(conv: Any, _, output: Tensor) -> None:
-        given[id(output)] = conv
-        alive.append(output)
-
-    def find(norm: Any, inputs: tuple[Tensor]) -> None:
-        if id(inputs[0]) in given: pairs.append((given[id(inputs[0])], norm))
-
-    modules = list(encoder.model.modules())
-    norms: list[Any] = [module for module in modules if isinstance(module, FrozenBatchNorm2d)]
-    if not norms: return encoder
-    from timm.layers.conv2d_same import Conv2dSame
-    convs = [module for module in modules if type(module) in (nn.Conv2d, Conv2dSame)]
-    hooks = [conv.register_forward_hook(remember) for conv in convs]
-    hooks += [norm.register_forward_pre_hook(find) for norm in norms]
-    image = convs[0].weight.new_zeros(1, convs[0].in_channels, 64, 64)
-    wanted = {id(feature) for feature, _ in encoder(image, torch.ones_like(image[:, 0]))}
-    for hook in hooks: hook.remove()
-    wanted = {given[i] for i in wanted if i in given}
-    folded = {norm: conv for conv, norm in pairs if conv not in wanted}
-    for norm, conv in folded.items():
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        shift = norm.bias - norm.running_mean * scale
-        conv.weight.mul_(scale[:, None, None, None])
-        conv.bias = nn.Parameter(shift if conv.bias is None else shift + conv.bias * scale)
-    for module in modules:
-        for name, child in module.named_children():
-            if child in folded: setattr(module, name, child.act or nn.Identity())
-    return encoder
-
 _Model = TypeVar("_Model", bound=Pretrained)
 
 def inference_copy(

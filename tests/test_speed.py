@@ -54,8 +54,7 @@ def test_any_backbone(backbone):
 
 def test_a_map_that_is_wanted_itself_is_not_folded():
     "Feature 0 of the narrow ResNet is the output of a convolution."
-    from detr_nb.backbone import ConvEncoder
-    from detr_nb.detector import fold_norms
+    from detr_nb.backbone import ConvEncoder, fold_norms
     encoder = draw_weights(ConvEncoder("detr_nb_resnet", out_indices=(0, 1, 2, 3, 4))).eval()
     batch = images(1, 64, 64)
     with torch.no_grad():
