@@ -101,7 +101,7 @@ def class_loss(
     labels: Tensor,        # (B, T) int64
     pairs: Pairs,
     class_weight: Tensor,  # (C + 1,)
-    divisor: Tensor | None = None,  # what the sum is divided by; None: the weights of this batch and its siblings
+    divisor: Tensor | None = None,  # what the sum is divided by; None: this batch's weights, a mean over processes
 ) -> Tensor:               # (L,)
     """Cross-entropy of every query, weighted by its class, over the sum of weights. A query without
     a partner should say no-object.
@@ -111,8 +111,8 @@ def class_loss(
         labels (Tensor): (B, T) int64
         pairs (Pairs)
         class_weight (Tensor): (C + 1,)
-        divisor (Tensor | None): what the sum is divided by; None: the weights of this batch and its
-            siblings
+        divisor (Tensor | None): what the sum is divided by; None: this batch's weights, a mean over
+            processes
 
     Returns:
         Tensor: (L,)
@@ -164,7 +164,7 @@ def cardinality_error(
     Returns:
         Tensor: (L,)
     """
-    # the same as asking argmax, several times faster
+    # the same as asking argmax, which is slower
     found = (logits[..., :-1].amax(-1) >= logits[..., -1]).sum(-1).float()
     return (found - torch.tensor(counts, device=logits.device).float()).abs().mean(1)
 
@@ -326,7 +326,7 @@ class DetrLoss(nn.Module):
         outputs: Mapping,            # logits (B, N, C + 1), pred_boxes (B, N, 4), auxiliary_outputs, masks
         targets: Sequence[Mapping[str, Tensor]] | PackedTargets,  # B of: class_labels, boxes, masks
         pairs: Pairs | None = None,  # what `match` returns; None: matched here
-        divisors: Divisors | None = None,  # what `divisors` returns; None: of this batch and its siblings
+        divisors: Divisors | None = None,  # what `divisors` returns; None: of this batch, a mean over processes
     ) -> dict[str, Tensor]:
         """`loss_ce`, `loss_bbox`, `loss_giou`, `cardinality_error`, the same with `_0`, `_1` … for
         auxiliary layers, and `loss_mask`, `loss_dice`. Computed in float32 at least. Boxes are
@@ -338,8 +338,8 @@ class DetrLoss(nn.Module):
             targets (Sequence[Mapping[str, Tensor]] | PackedTargets): B of: class_labels, boxes,
                 masks
             pairs (Pairs | None): what `match` returns; None: matched here
-            divisors (Divisors | None): what `divisors` returns; None: of this batch and its
-                siblings
+            divisors (Divisors | None): what `divisors` returns; None: of this batch, a mean over
+                processes
 
         Returns:
             dict[str, Tensor]
@@ -355,7 +355,8 @@ class DetrLoss(nn.Module):
         targets = pack_targets(targets, logits)
         pairs = self.match_stacked(logits, boxes, targets) if pairs is None else pairs
         objects = torch.tensor(float(sum(targets.counts)), device=logits.device)
-        num_boxes = (mean_over_processes(objects) if divisors is None else divisors.boxes).clamp(min=1)
+        num_boxes = mean_over_processes(objects) if divisors is None else divisors.boxes
+        num_boxes = num_boxes + (num_boxes == 0)  # without objects there is nothing to divide
         losses = {}
         if "labels" in self.losses:
             losses["loss_ce"] = class_loss(

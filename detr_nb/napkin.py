@@ -405,6 +405,7 @@ def judge(
     labels: Tensor,  # (A,) of the answers, the highest score first
     boxes: Tensor,   # (A, 4) centre and size
     truth: dict[str, Tensor],
+    overlap: float = 0.5,  # an answer is right if its class is, and its IoU is over this
 ) -> tuple[int, int]:
     """How many answers for one image are right, and how many are duplicates.
 
@@ -412,12 +413,14 @@ def judge(
         labels (Tensor): (A,) of the answers, the highest score first
         boxes (Tensor): (A, 4) centre and size
         truth (dict[str, Tensor])
+        overlap (float): an answer is right if its class is, and its IoU is over this. Defaults to
+            0.5.
 
     Returns:
         tuple[int, int]
     """
     corners = box_cxcywh_to_xyxy(boxes)
-    fits = (labels[:, None] == truth["labels"]) & (box_iou(corners, box_cxcywh_to_xyxy(truth["boxes"])) > 0.5)
+    fits = (labels[:, None] == truth["labels"]) & (box_iou(corners, box_cxcywh_to_xyxy(truth["boxes"])) > overlap)
     best = linear_sum_assignment(fits, maximize=True)  # one answer for each shape, as many that fit as possible
     same = (labels[:, None] == labels) & (box_iou(corners, corners) > 0.6)
     return int(fits[best].sum()), int(same.tril(-1).any(1).sum())
@@ -444,6 +447,7 @@ def score_napkin(
     count: int = 500,          # images, always the same ones
     threshold: float = 0.5,    # answers with a lower score do not count
     layer: int = -1,           # of the decoder; the last is the network's answer
+    overlap: float = 0.5,      # an answer is right if its class is, and its IoU is over this
 ) -> NapkinScore:
     """Ask a napkin about images that it has never seen.
 
@@ -454,6 +458,8 @@ def score_napkin(
         count (int): images, always the same ones. Defaults to 500.
         threshold (float): answers with a lower score do not count. Defaults to 0.5.
         layer (int): of the decoder; the last is the network's answer. Defaults to -1.
+        overlap (float): an answer is right if its class is, and its IoU is over this. Defaults to
+            0.5.
 
     Returns:
         NapkinScore
@@ -466,7 +472,7 @@ def score_napkin(
         limit = 1.1 if nms is None else nms  # no IoU is over 1, so nothing is deleted
         order = batched_nms(box_cxcywh_to_xyxy(box), score, label, limit)  # the highest score first
         answers = order[score[order] >= threshold]
-        rows.append((len(t["labels"]), len(answers), *judge(label[answers], box[answers], t)))
+        rows.append((len(t["labels"]), len(answers), *judge(label[answers], box[answers], t, overlap)))
     shapes, answers, right, duplicates = torch.tensor(rows).T
     exact = (right == shapes) & (right == answers)
     return NapkinScore(
@@ -516,8 +522,8 @@ RUNS: dict[str, dict[str, Callable]] = {
 def result(
     model: Napkin,
 ) -> dict[str, float]:
-    """The score of a napkin, its share of images all right with NMS, and the same after each
-    decoder layer.
+    """The score of a napkin, its share of images all right with NMS, where boxes have to fit by an
+    IoU of 0.75, and after each decoder layer.
 
     Args:
         model (Napkin)
@@ -525,7 +531,7 @@ def result(
     Returns:
         dict[str, float]
     """
-    scores = {"exact_nms": score_napkin(model, nms=0.6).exact}
+    scores = {"exact_nms": score_napkin(model, nms=0.6).exact, "exact_at_75": score_napkin(model, overlap=0.75).exact}
     scores |= {f"exact_{layer + 1}": score_napkin(model, layer=layer).exact for layer in range(len(model.decoder))}
     return score_napkin(model)._asdict() | scores
 

@@ -107,3 +107,19 @@ def test_too_many_targets():
 def test_unknown_loss():
     with pytest.raises(ValueError, match=r"losses=\['labels', 'colour'\]: want some of 'labels', 'boxes'"):
         DetrLoss(HungarianMatcher(), 7, 0.1, ["labels", "colour"])
+
+
+@pytest.mark.parametrize("counts", [(3, 5), (1, 0), (0, 0, 1, 0), (0, 0)], ids=str)
+def test_parts_of_a_batch_give_the_loss_of_the_whole(counts):
+    "Also where there are fewer objects than parts: the divisor may be below 1, and it is never 0."
+    outputs, labels = random_outputs(len(counts), layers=1), random_labels(counts)
+    loss = DetrLoss(HungarianMatcher(1, 5, 2), 7, 0.1)
+    divisors = loss.divisors([[target] for target in labels], num_queries=20)
+    whole = loss(outputs, labels)
+    parts = [
+        loss({name: value[[i]] for name, value in outputs.items()}, [target], divisors=divisors)
+        for i, target in enumerate(labels)
+    ]
+    for name in ("loss_ce", "loss_bbox", "loss_giou"):
+        assert whole[name].isfinite()
+        torch.testing.assert_close(sum(part[name] for part in parts) / len(parts), whole[name], rtol=1e-5, atol=1e-6)
