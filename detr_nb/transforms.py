@@ -29,8 +29,8 @@ def to_rgb_tensor(
     channels_first: bool | None = None,        # None: decided by the shape
 ) -> Tensor:                                   # (3, H, W)
     """An image as a tensor of three channels. Grey is repeated, transparency is dropped; numbers
-    and dtype stay, but for sixteen bits, which are scaled to eight. A PIL image with an EXIF
-    orientation is turned upright.
+    and dtype stay, but for numpy's and Pillow's sixteen bits, which are scaled to eight. A PIL
+    image with an EXIF orientation is turned upright.
 
     Args:
         image (Image.Image | np.ndarray | Tensor): any mode; or (H, W), (H, W, C), (C, H, W) with C
@@ -48,7 +48,7 @@ def to_rgb_tensor(
     array = isinstance(image, np.ndarray)
     if (image.dtype.kind not in "uif") if array else (image.is_complex() or image.dtype == torch.bool):
         raise TypeError(f"image is an array of {image.dtype}: want whole or floating point numbers")
-    if image.dtype == np.uint16 if array else False: image = (image // 257).astype(np.uint8)  # as of a file
+    if array and image.dtype == np.uint16: image = (image // 257).astype(np.uint8)  # as of a file
     tensor = torch.from_numpy(np.array(image)) if array else image
     if tensor.dim() == 2: return tensor.expand(3, -1, -1)
     if tensor.dim() != 3:
@@ -56,7 +56,7 @@ def to_rgb_tensor(
     if array and channels_first is None and tensor.shape[0] in (1, 3) and tensor.shape[-1] in (1, 3, 4):
         raise ValueError(
             f"image has shape {tuple(tensor.shape)}, which may be (C, H, W) or (H, W, C): say which "
-            "(input_data_format='channels_first' or 'channels_last')"
+            "(channels_first=True or False; the processor calls it input_data_format='channels_first' or 'channels_last')"
         )
     if channels_first is None:
         channels_first = tensor.shape[0] in (1, 3) or tensor.shape[-1] not in (1, 3, 4)
@@ -197,6 +197,7 @@ def crop(
         if k not in ("image_id", "orig_size", "size") and isinstance(v, Tensor) and v.dim() and len(v) == len(keep)
     }
     kept |= {"boxes": boxes[keep], "area": (boxes[:, 2:] - boxes[:, :2]).prod(1)[keep]}
+    if "size" in target: kept["size"] = torch.tensor([height, width])
     if "masks" in target:
         kept["masks"] = target["masks"][keep, top : top + height, left : left + width]
     return image[:, top : top + height, left : left + width], target | kept
