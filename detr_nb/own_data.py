@@ -30,17 +30,12 @@ __all__ = [
 ]
 
 # %% ../nbs/42_own_data.ipynb #3a6a9c75
-def find_coins(
-    photo: np.ndarray,
-    light: float = 1.0,  # how bright the photograph is, compared with `skimage.data.coins`
-) -> list[tuple[int, int, int, int]]:
+def find_coins(photo: np.ndarray) -> list[tuple[int, int, int, int]]:
     """Boxes (x0, y0, x1, y1) around what is brighter than the ground, in the photograph
     `skimage.data.coins`.
 
     Args:
         photo (np.ndarray)
-        light (float): how bright the photograph is, compared with `skimage.data.coins`. Defaults to
-            1.0.
 
     Returns:
         list[tuple[int, int, int, int]]
@@ -48,7 +43,7 @@ def find_coins(
     from scipy import ndimage
     from skimage.filters import sobel
     from skimage.segmentation import watershed
-    certain = np.where(photo < 30 * light, 1, np.where(photo > 150 * light, 2, 0))  # 1 ground, 2 coin, 0 not known
+    certain = np.where(photo < 30, 1, np.where(photo > 150, 2, 0))  # 1 ground, 2 coin, 0 not known
     coins = ndimage.binary_fill_holes(watershed(sobel(photo), certain) == 2)
     numbered, _ = ndimage.label(coins)
     regions: Any = [s for i, s in enumerate(ndimage.find_objects(numbered), start=1) if (numbered[s] == i).sum() > 200]
@@ -108,8 +103,9 @@ def init_class_head(
     network: DetrForObjectDetection | DetrForSegmentation,  # its class head is set
     old: DetrForObjectDetection | DetrForSegmentation,      # the checkpoint that it comes from
 ) -> None:
-    """A class head that knows what an object is, but not yet which: every class is the mean of the
-    old things, "nothing" stays "nothing", and ids without a category begin as what nobody is.
+    """A class head of what the old one knows. A class of the same name is taken over. Any other
+    begins as the mean of the old things: it knows what an object is, but not yet which. "Nothing"
+    stays "nothing", and ids without a category begin as what nobody is.
 
     Args:
         network (DetrForObjectDetection | DetrForSegmentation): its class head is set
@@ -118,14 +114,17 @@ def init_class_head(
     models = (m.detr if isinstance(m, DetrForSegmentation) else m for m in (network, old))
     new_head, old_head = (m.class_labels_classifier for m in models)
     known = old.config.id2label
+    same = {name: i for i, name in known.items() if name != "N/A"}
     things = [i for i, name in known.items() if name != "N/A" and i not in (old.config.stuff_ids or ())]
     unused = [i for i, name in known.items() if name == "N/A"]
     for new, values, lower in ((new_head.weight, old_head.weight, 0), (new_head.bias, old_head.bias, 10)):
         mean = values[things].mean(0)
-        nobody = values[unused].mean(0) if unused else mean - lower
-        for i, name in network.config.id2label.items(): new[i] = nobody if name == "N/A" else mean
+        nobody = values[unused].mean(0) if unused else mean - lower  # a bias lower by 10: e¹⁰ times less likely
+        for i, name in network.config.id2label.items():
+            new[i] = nobody if name == "N/A" else values[same[name]] if name in same else mean
         new[-1] = values[-1]
 
+# %% ../nbs/42_own_data.ipynb #quer42aa
 @torch.no_grad()
 def init_queries(
     network: DetrForObjectDetection | DetrForSegmentation,  # its queries are set
@@ -190,8 +189,9 @@ def start_training(
     queries: int | None = None,    # None: as many as the checkpoint or the preset has
     image_size: int | None = None, # shortest edge of the images in pixels; None: as the checkpoint has it
 ) -> tuple[DetrForObjectDetection | DetrForSegmentation, DetrImageProcessor]:
-    """A model for the categories of a dataset, and its processor. Where the number of classes
-    changes, "nothing" keeps its weights, and every new class begins as the mean of the old things.
+    """A model for the categories of a dataset, and its processor. Where the classes change, those
+    of the same name keep their weights, as "nothing" does, and every new one begins as the mean of
+    the old things.
 
     Args:
         dataset (CocoDetection | CocoPanoptic)
@@ -231,7 +231,8 @@ def start_training(
     if frozen:  # the classes of a frozen detector are what they are
         changes = {"stuff_ids": changes["stuff_ids"] if known.stuff_ids is None else known.stuff_ids}
     changes |= more | (ORIGINAL_REGULARISATION if preset == "coco" else {})
-    renamed = not frozen and known.num_labels != len(names)
+    named = any(name != f"LABEL_{i}" for i, name in known.id2label.items())  # else its classes have no names
+    renamed = not frozen and (known.num_labels != len(names) or named and known.id2label != names)
     resized = renamed or (queries or known.num_queries) != known.num_queries
     network = cls.from_pretrained(model, ignore_mismatched_sizes=resized, **changes)
     if renamed: init_class_head(network, cls.from_pretrained(model))

@@ -557,6 +557,38 @@ def test_new_classes_begin_as_the_mean_of_the_old_things():
     assert all(torch.equal(new.state_dict()[k], v) for k, v in before.items())
 
 
+def test_classes_of_the_same_name_keep_their_weights():
+    "Whatever their number is in the new data; the others begin as the mean of the old things."
+    old = draw_weights(detector(num_labels=None, id2label={0: "N/A", 1: "cat", 2: "dog"}), seed=1)
+    new = draw_weights(detector(num_labels=None, id2label={0: "dog", 1: "mug"}), seed=2)
+    init_class_head(new, old)
+    for name in ("weight", "bias"):
+        found, values = (getattr(model.class_labels_classifier, name).detach() for model in (new, old))
+        wanted = torch.stack([values[2], (values[1] + values[2]) / 2, values[3]])
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:begun afresh")
+@pytest.mark.parametrize("known, kept", [
+    ({0: "N/A", 1: "pot", 2: "mug"}, [0, 1, 2]), ({0: "N/A", 1: "mug", 2: "pot"}, [0, 2, 1]),
+    ({0: "N/A", 1: "car", 2: "pot"}, [0, 2, None]), ({i: f"LABEL_{i}" for i in range(3)}, [0, 1, 2]),
+], ids=["the same", "exchanged", "one is new", "no names"])
+def test_as_many_classes_but_others(tmp_path, known, kept):
+    "The classes are compared by name, not by number; a checkpoint without names is taken as it is."
+    names = {0: "N/A", 1: "pot", 2: "mug"}
+    old = draw_weights(detector(num_labels=None, id2label=known), seed=1)
+    old.save_pretrained(tmp_path)
+    DetrImageProcessor(size=64).save_pretrained(tmp_path)
+    dataset = SimpleNamespace(id2label=names, data={"categories": [{"id": 1}, {"id": 2}]})
+    network, _ = start_training(dataset, model=str(tmp_path), preset="scenes")
+    assert network.config.id2label == names
+    for name in ("weight", "bias"):
+        found, values = (getattr(model.class_labels_classifier, name).detach() for model in (network, old))
+        mean = values[1:3].mean(0)
+        wanted = torch.stack([mean if i is None else values[i] for i in (*kept, 3)])
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
 def test_ids_without_a_category_begin_below_the_things():
     "A checkpoint that has no unused id says nothing of what nobody is: the mean of its things, ten lower."
     old = draw_weights(detector(num_labels=None, id2label={0: "cat", 1: "dog"}), seed=1)
