@@ -298,7 +298,7 @@ def show_heat(
     image: np.ndarray | None = None, # (H, W, 3) shown through it
     title: str = "",
     ax=None,
-    most: float | None = None,       # the value of full colour, one for maps that are compared; else this map's largest
+    most: float | None = None,       # the value of full colour, one for maps that are compared; else the map's largest
 ):
     """A map as colours; over an image, if there is one, as much colour as the value is large.
     Returns the axes.
@@ -308,12 +308,12 @@ def show_heat(
         image (np.ndarray | None): (H, W, 3) shown through it
         title (str): Defaults to "".
         ax
-        most (float | None): the value of full colour, one for maps that are compared; else this
+        most (float | None): the value of full colour, one for maps that are compared; else the
             map's largest
     """
     ax = _axes(ax, 2.6, 2.6, title)
     if image is None:
-        ax.imshow(values, cmap="magma", vmax=most, interpolation="nearest")
+        ax.imshow(values, cmap="magma", vmin=None if most is None else 0, vmax=most, interpolation="nearest")
         return ax
     extent = _show(ax, np.asarray(image).mean(-1), cmap="gray", vmin=-90, vmax=255).get_extent()
     strength = np.asarray(values, float)
@@ -331,7 +331,7 @@ def show_segments(
     title: str = "",
     ax=None,                                 # draw here; None: a new figure
 ):
-    """An image through its segments: coloured by class, white lines between segments, black where
+    """An image through its segments: coloured by class, white lines between segments, dark where
     nobody is. Returns the axes.
 
     Args:
@@ -529,7 +529,7 @@ def class_bars(
 
 # %% ../nbs/90_visualization.ipynb #888e8fb1
 def png(figure: Figure) -> bytes:
-    """A figure as a file of 256 colours: a quarter of the size, and packed in a third of the time.
+    """A figure as a file of 256 colours, which is smaller and packed sooner than one of all.
 
     Args:
         figure (Figure)
@@ -575,7 +575,7 @@ def explore(
             0.05; or name → value
 
     Raises:
-        ValueError: for a range or a mapping that is none.
+        ValueError: for an invalid range or an empty mapping.
     """
     import ipywidgets as widgets
     controls = {}
