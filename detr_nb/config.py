@@ -189,8 +189,8 @@ def _check_together(config: DetrConfig) -> None:
     rules = [  # field, what is wanted, whether it is so
         *(
             ("d_model", f"a multiple of {name}={heads}", width % heads == 0)
-            for name, heads in vars(config).items()
-            if name in ("encoder_attention_heads", "decoder_attention_heads")
+            for name in ("encoder_attention_heads", "decoder_attention_heads")
+            for heads in [getattr(config, name)]
         ),
         ("d_model", "a multiple of 4 (sine and cosine, row and column)", width % 4 == 0),
         (
@@ -248,7 +248,8 @@ def apply_changes(
             raise ValueError(f"id2label={named!r}: want a dictionary from category ids to names")
     old = values.get("id2label") or {}
     new = {str(i): name for i, name in (changes.get("id2label") or {}).items()}
-    other_number = changes.get("num_labels") not in (None, len(old))
+    known = max((int(i) for i in old if str(i).isdecimal()), default=-1) + 1
+    other_number = changes.get("num_labels") not in (None, known)
     stale = {
         "id2label": other_number, "label2id": other_number or "id2label" in changes,
         "stuff_ids": other_number or new not in ({}, old),
@@ -389,8 +390,9 @@ class DetrConfig:
     num_hidden_layers = property(lambda self: self.encoder_layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """The public file's keys, in the 4.x spelling, which transformers 4 and 5 both read. What
-        is only ours stands under `detr_nb`.
+        """The public file's keys, in the 4.x spelling, which transformers 4 and 5 both read where
+        costs are whole and `backbone_kwargs` is None. What these keys cannot say stands under
+        `detr_nb`.
 
         Returns:
             dict[str, Any]
