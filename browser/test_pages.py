@@ -41,6 +41,20 @@ def test_imports_are_folded_and_other_code_is_not(tmp_path):
     assert [c.metadata.tags for c in cells] == [["hide-input"], [], []]
 
 
+def test_long_code_is_folded_where_the_idea_is_not(tmp_path):
+    "In a chapter's second half long library code, unless it is what the chapter is about; anywhere the code of a figure."
+    long = "\n".join(["def read(x):", *["    x = x + 1"] * 40, "    return x"])
+    library = {"cell_type": "markdown", "metadata": {}, "source": ["## In the library"]}
+    drawing = code("#| fig-alt: A star\n" + "plot(1)\n" * 21, PICTURE)
+    cells = page(
+        tmp_path, code(f"#| export\n{long}"), drawing, library, code(f"#| export\n{long}"), code(f"#| export\n{long}", tags=("open",)), code(long),
+    )
+    cells = [c for c in cells if c.cell_type == "code"]
+    assert [c.metadata.tags for c in cells] == [[], ["hide-input"], ["hide-input"], [], []]
+    prompts = [c.metadata.mystnb["code_prompt_show"] for c in cells[1:3]]
+    assert prompts == ["Code of the figure: 21 lines", "Code of read: 42 lines"]
+
+
 def test_a_worked_answer_is_folded(tmp_path):
     texts = [c.source for c in page(tmp_path, code("answer = 42", tags=("solution",)), code("question = 6"))]
     assert texts == ["<details><summary>Answer</summary>", "answer = 42", "</details>", "question = 6"]

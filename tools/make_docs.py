@@ -53,8 +53,8 @@ def alternative(code: str) -> str:
     raise ValueError("a figure without words: want a line `#| fig-alt: …` in its cell")
 
 
-def prepared(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    "A code cell without its directives, its figures with words."
+def prepared(cell: nbformat.NotebookNode, late: bool = False) -> nbformat.NotebookNode:
+    "A code cell without its directives, its figures with words; `late`: of a chapter's second half."
     options = {}
     for output in cell.outputs:
         if output.output_type == "stream": continue
@@ -68,9 +68,26 @@ def prepared(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
         options["image"] = {"alt": output.metadata.get("image/png", {}).get("alt") or alternative(cell.source)}
     unshown = cell.source.startswith(UNSHOWN)
     source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")) or "pass"
-    tags = ["remove-input"] if unshown or source == "pass" else ["hide-input"] if only_prepares(source) else []
-    if tags == ["hide-input"]: options |= {"code_prompt_show": "Imports", "code_prompt_hide": "Imports"}
+    folded = "" if "open" in cell.metadata.get("tags", []) else folded_as(source, cell.source, late)
+    tags = ["remove-input"] if unshown or source == "pass" else ["hide-input"] if folded else []
+    if tags == ["hide-input"]: options |= {"code_prompt_show": folded, "code_prompt_hide": folded}
     return nbformat.v4.new_code_cell(source, metadata={"mystnb": options, "tags": tags}, outputs=cell.outputs)
+
+
+LONG = 40  # lines of library code that a page folds in a chapter's second half, unless the cell has the tag `open`
+DRAWN = 20  # lines that draw a figure, likewise, in either half
+
+
+def folded_as(code: str, cell: str, late: bool) -> str:
+    "What stands in place of code that a page folds; nothing where it is shown."
+    lines = len(code.splitlines())
+    if only_prepares(code): return "Imports"
+    if late and cell.startswith(("#| export", "#| exporti")) and lines > LONG:
+        names = [node.name for node in ast.parse(code).body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+        named = [name for name in names if not name.startswith("_")] or names
+        return f"Code of {', '.join(named[:3])}{' …' if len(named) > 3 else ''}: {lines} lines"
+    if cell.startswith("#| fig-alt") and lines > DRAWN: return f"Code of the figure: {lines} lines"
+    return ""
 
 
 def only_prepares(code: str) -> bool:
@@ -83,15 +100,15 @@ def only_prepares(code: str) -> bool:
     return imports >= 3 >= len(rest) and all(isinstance(node, (ast.Assign, ast.If)) for node in rest)
 
 
-def shown(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    "A cell as the site shows it; a worked answer is folded."
+def shown(cell: nbformat.NotebookNode, late: bool = False) -> list[nbformat.NotebookNode]:
+    "A cell as the site shows it; a worked answer is folded. `late`: of a chapter's second half."
     markdown = nbformat.v4.new_markdown_cell
     if cell.cell_type != "code": return [markdown(prose(cell.source))] if cell.cell_type == "markdown" else []
     if cell.source.startswith(HIDDEN): return []
     tags = cell.metadata.get("tags", [])
     view = next((tag[5:] for tag in tags if tag.startswith("live:")), None)  # a figure that live.js brings to life
     if view: return [markdown(f'<div class="live" data-view="{view}">'), prepared(cell), markdown("</div>")]
-    if "solution" not in tags: return [prepared(cell)]
+    if "solution" not in tags: return [prepared(cell, late)]
     name = next((f": {t[7:]}" for t in tags if t.startswith("answer:")), "")
     return [markdown(f"<details><summary>Answer{name}</summary>"), prepared(cell), markdown("</details>")]
 
@@ -162,10 +179,11 @@ def entries(stem: str) -> str:
 def notebook_page(path: Path) -> nbformat.NotebookNode:
     "A notebook as the site shows it."
     notebook = nbformat.read(path, as_version=4)
-    cells = []
+    cells, late = [], False
     for i, cell in enumerate(notebook.cells):
+        late |= cell.cell_type == "markdown" and "## In the library" in cell.source
         try:
-            cells += shown(cell)
+            cells += shown(cell, late)
         except ValueError as error:
             raise ValueError(f"{path}, cell {i}: {error}") from error
     for cell in cells:
