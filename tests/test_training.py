@@ -1,8 +1,10 @@
 "Training: what the log says is found again, interruptions, two processes, transformers' Trainer, supervision."
 import json
+import sys
 import warnings
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -510,3 +512,16 @@ def test_experiments_refuse_what_they_do_not_know(tmp_path):
     with pytest.raises(ValueError, match="start='checkpiont': want"): compare_coins(tmp_path, start="checkpiont")
     with pytest.raises(ValueError, match="beginning='fresh': want"): compare_beginnings("fresh", stop=1)
     with pytest.raises(ValueError, match="fault='corner': want"): learn_by_heart(steps=1, fault="corner")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["many sizes", "128 pixels"])
+def test_stored_sizes(name, tmp_path):
+    "The first step of the training on images of one size or of many again, to 1 %."
+    pytest.importorskip("skimage")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+    try: from make_experiments import learn_sizes
+    finally: sys.path.pop(0)
+    stored = {row["loss"] for row in experiment("sizes") if row["run"] == name}
+    torch.set_num_threads(1)
+    assert learn_sizes(name, tmp_path / "run", stop=1)[1] == pytest.approx(stored.pop(), rel=0.01) and not stored

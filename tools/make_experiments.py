@@ -19,7 +19,7 @@ from detr_nb import DetrForObjectDetection, DetrImageProcessor, Recipe, SceneDet
 from detr_nb.bench import Setting, describe_machine, images_of, published, run_bench
 from detr_nb.boxes import box_iou
 from detr_nb.datasets import open_split
-from detr_nb.files import ASSETS, atomic
+from detr_nb.files import ASSETS, atomic, read_log
 from detr_nb.napkin import compare_runs
 from detr_nb.own_data import compare_coins, cut_squares, find_coins, start_training
 from detr_nb.pretraining import compare_beginnings, init_scenes_detector, pretrain_backbone, scenes_processor
@@ -103,6 +103,37 @@ def coin_steps() -> None:
             boxes = sum(len(one["boxes"]) for one in found)
             rows.append({"steps": steps, "AP50": numbers["AP50"], "AP": numbers["AP"], "boxes": boxes, "pairs": pairs})
     write("coin_steps", rows)
+
+
+SIZES = {  # 30 · Transforms: what the embedded model goes on learning from, and the size of its images
+    "many sizes": (True, {"shortest_edge": 160, "longest_edge": 266}),  # a shorter edge of 96 to 160 pixels, and crops
+    "128 pixels": (False, {"shortest_edge": 128, "longest_edge": 256}),
+}
+
+
+def learn_sizes(name: str, folder: Path, stop: int | None = None) -> tuple[DetrForObjectDetection, float]:
+    "The embedded model after 3,000 steps more, on images of one size or of many; and the loss of its first step."
+    augment, size = SIZES[name]
+    processor = DetrImageProcessor.from_pretrained("scenes", size=size)
+    recipe = Recipe(
+        steps=3000, stop=stop, batch_size=8, lr=2e-4, backbone_lr=1e-4, schedule="cosine", warmup=0.03, augment=augment,
+        ema=0.99, evaluations=1,
+    )
+    detector = DetrForObjectDetection.from_pretrained("scenes")
+    trained = train(detector, SceneDetection(4000, seed=3), folder, recipe, processor)
+    return DetrForObjectDetection.from_pretrained(trained), read_log(folder / "log.csv")[0]["loss"]
+
+
+def sizes() -> None:
+    "30 · Transforms: a model that has seen one size, and one that has seen many, on images of seven sizes."
+    rows, val = [], SceneDetection(40, seed=0, split="val")
+    for name in SIZES:
+        with tempfile.TemporaryDirectory() as folder: model, loss = learn_sizes(name, Path(folder))
+        for side in (64, 96, 112, 128, 144, 160, 256):
+            processor = DetrImageProcessor.from_pretrained("scenes", size={"height": side, "width": side})
+            table = evaluate(model.eval(), val, processor, progress=False)["all"]
+            rows.append({"run": name, "loss": loss, "side": side, "AP": table["AP"]})
+    write("sizes", rows)
 
 
 def by_heart() -> None:
@@ -223,7 +254,7 @@ def bench() -> None:
 
 EXPERIMENTS = {
     "speed": speed, "bench": bench, "napkin": napkin, "beginnings": beginnings,
-    "box_question": box_question, "coins": coins,
+    "sizes": sizes, "box_question": box_question, "coins": coins,
     "coin_steps": coin_steps, "by_heart": by_heart, "batches": batches, "processes": processes,
 }
 
