@@ -476,8 +476,8 @@ def predict(
     """What is on images, in their own pixels; one dict an image. Detection: `scores` (K,), `labels`
     (K,) and `boxes` (K, 4; corners), in the order of the queries. The others: `segmentation` (H,
     W), each pixel's segment (`semantic`: each pixel's class), and `segments_info`: id, category_id,
-    label, score, area, bbox (x, y, width, height). Masks are drawn only for queries that score
-    higher than the threshold, except by an exported model.
+    label, score, area, bbox (x, y, width, height). Masks of instances and panoptic maps are drawn
+    only for queries that score higher than the threshold, except by an exported model.
 
     Args:
         images (Any): one image or a list: PIL, arrays, tensors, paths of files
