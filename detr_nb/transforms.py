@@ -55,8 +55,8 @@ def to_rgb_tensor(
         raise ValueError(f"image has shape {tuple(tensor.shape)}: want (H, W), (H, W, C) or (C, H, W)")
     if array and channels_first is None and tensor.shape[0] in (1, 3) and tensor.shape[-1] in (1, 3, 4):
         raise ValueError(
-            f"image has shape {tuple(tensor.shape)}, which may be (C, H, W) or (H, W, C): say which "
-            "(channels_first=True or False; the processor calls it input_data_format='channels_first' or 'channels_last')"
+            f"image has shape {tuple(tensor.shape)}, which may be (C, H, W) or (H, W, C): say which (channels_first, "
+            "or input_data_format='channels_first' or 'channels_last' of a processor)"
         )
     if channels_first is None:
         channels_first = tensor.shape[0] in (1, 3) or tensor.shape[-1] not in (1, 3, 4)
@@ -192,7 +192,7 @@ def crop(
         tuple[Tensor, dict[str, Tensor]]
     """
     boxes, keep = clip_boxes(target["boxes"] - torch.tensor([left, top, left, top]), height, width)
-    kept = {  # whatever has one entry for each object; keypoints, too
+    kept = {  # whatever has one entry for each object
         k: v[keep] for k, v in target.items()
         if k not in ("image_id", "orig_size", "size") and isinstance(v, Tensor) and v.dim() and len(v) == len(keep)
     }

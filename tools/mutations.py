@@ -260,7 +260,16 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "ids without a category begin as things", "own_data", "new_classes_begin_as_the_mean_of_the_old_things",
-        'nobody if name == "N/A" else mean', "mean",
+        'nobody if name == "N/A" else values[same[name]] if name in same else mean',
+        "values[same[name]] if name in same else mean",
+    ),
+    (
+        "classes are compared by number", "own_data", "as_many_classes_but_others",
+        "(known.num_labels != len(names) or named and known.id2label != names)", "known.num_labels != len(names)",
+    ),
+    (
+        "a class of the same name begins anew", "own_data", "classes_of_the_same_name_keep_their_weights",
+        "values[same[name]] if name in same else mean", "mean",
     ),
     (
         "biases begin anew", "own_data", "new_classes_begin_as_the_mean_of_the_old_things",
