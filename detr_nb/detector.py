@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .backbone import ConvEncoder, FrozenBatchNorm2d, fold_norms, resize_mask
+from .backbone import ConvEncoder, fold_norms, resize_mask
 from .checkpoints import Pretrained
 from .config import DetrConfig
 from .losses import DetrLoss, Divisors, Pairs, weighted_sum
