@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SHOTS = ROOT / "build" / "browser"
 WIDGETS = {  # of the chapter, in order: their controls
     "query": ["query", "layer"], "pixel": ["middle_of"], "matching": ["query", "right", "down", "size"],
-    "training": ["query", "moment", "image"], "threshold": ["threshold"],
+    "training": ["query", "moment", "image"], "threshold": ["threshold"], "head": ["head", "layer"],
 }
 LISTS = {"query", "middle_of"}  # to pick from; the others are sliders
 SETTINGS = {  # every cell stays in the page; nothing is fetched from elsewhere
