@@ -290,7 +290,7 @@ def as_counts(counts: Any) -> list[int]:
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(counts, (str, bytes)): return read_counts(counts)
+    if isinstance(counts, (str, bytes)): counts = read_counts(counts)
     if not isinstance(counts, list) or not all(map(is_whole, counts)): raise ValueError(f"counts {shorten(counts)}")
     return counts
 
@@ -398,7 +398,7 @@ def unlisted(entry: Any, place: str, categories: set[int]) -> Iterator[Fault]:
     Returns:
         Iterator[Fault]
     """
-    category = entry.get("category_id") if isinstance(entry, Mapping) else None
+    category = _plain(entry.get("category_id")) if isinstance(entry, Mapping) else None
     if is_whole(category, most=MAX_CATEGORY) and category not in categories:
         yield "category_id", f"{place} has category {category}, which is not listed"
 

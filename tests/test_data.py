@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from detr_nb import CocoDetection, DetrImageProcessor, SceneDetection
-from detr_nb.data import detection_target
+from detr_nb.data import detection_target, mask_faults
 from detr_nb.datasets import write_coco
 
 GOOD = {
@@ -51,6 +51,7 @@ BROKEN = {
     "image without width": (lambda d: d["images"][0].pop("width"), "image 1 has no 'width'"),
     "annotation without box": (lambda d: d["annotations"][0].pop("bbox"), r"annotation 1 \(image 1\) has no 'bbox'"),
     "unknown category": (lambda d: d["annotations"][0].update(category_id=9), r"annotation 1 \(image 1\) has category 9, which is not listed"),
+    "unknown category as 9.0": (lambda d: d["annotations"][0].update(category_id=9.0), r"annotation 1 \(image 1\) has category 9, which is not listed"),
     "unknown image": (lambda d: d["annotations"][0].update(image_id=7), r"annotation 1 \(image 7\) belongs to image 7, which is not listed"),
     "two ids": (lambda d: d["images"][1].update(id=1), "two images share the id 1"),
     "NaN": (lambda d: d["annotations"][0].update(bbox=[1, float("nan"), 2, 2]), r"annotation 1 \(image 1\) has bbox=\[1, nan, 2, 2\]: want x, y, width, height: four numbers"),
@@ -275,3 +276,26 @@ def test_crop_keeps_every_field_of_an_object_with_it():
     _, kept = crop(torch.zeros(3, 100, 100), target, 40, 40, 30, 30)
     assert kept["keypoints"].tolist() == [[[55, 55]]] and kept["class_labels"].tolist() == [2]
     assert kept["orig_size"].tolist() == [100, 100] and kept["boxes"].shape == (1, 4)
+
+
+def compressed(counts):
+    "Run lengths as COCO's text, also those that pycocotools would not write."
+    text = ""
+    for i, value in enumerate(counts):
+        if i > 2: value -= counts[i - 2]
+        while True:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr(48 + bits + 32 * more)
+            if not more: break
+    return text
+
+
+@pytest.mark.parametrize("counts", [[5, -1, 5], [4, 3, 4, -2], [12, -3]])
+def test_run_lengths_below_zero_are_refused(counts):
+    "They add up to the pixels of the image, and a program in C would draw them; as numbers and as text alike."
+    assert sum(counts) == 9
+    for kind in (counts, compressed(counts)):
+        (field, words), = mask_faults({"segmentation": {"size": [3, 3], "counts": kind}}, 3, 3, "annotation 1")
+        assert field == "segmentation" and "want whole run lengths, not counts" in words
+    assert not list(mask_faults({"segmentation": {"size": [3, 3], "counts": compressed([4, 3, 1, 1])}}, 3, 3, "annotation 1"))
