@@ -58,13 +58,16 @@ BY_HEART = {  # name → what is different in `learn_by_heart`
     "right": {}, "rate far too low": {"lr": 2e-5}, "rate too high": {"lr": 5e-3},
     "rate too high, clipped": {"lr": 5e-3, "clip": 0.1}, "boxes as corners": {"fault": "corners"},
     "boxes mirrored": {"fault": "mirrored"}, "classes shifted": {"fault": "classes"},
-    "boxes of another image": {"fault": "other"},
+    "boxes of another image": {"fault": "other"}, "rate right, clipped": {"clip": 0.1}, "rate high": {"lr": 2e-3},
+    "rate high, clipped": {"lr": 2e-3, "clip": 0.1}, "rate high, warm-up": {"lr": 2e-3, "warmup": 50},
+    "rate too high, warm-up": {"lr": 5e-3, "warmup": 50},
 }
 
 def learn_by_heart(
     steps: int = 100,
     lr: float = 5e-4,
     clip: float | None = None,   # largest norm of the gradient; None: any
+    warmup: int = 0,             # steps in which the rate rises evenly from 0 to `lr`
     fault: str | None = None,    # in the targets: "corners", "mirrored", "classes" or "other"
     seed: int = 0,
 ) -> tuple[DetrForObjectDetection, list[float]]:
@@ -74,6 +77,7 @@ def learn_by_heart(
         steps (int): Defaults to 100.
         lr (float): Defaults to 5e-4.
         clip (float | None): largest norm of the gradient; None: any
+        warmup (int): steps in which the rate rises evenly from 0 to `lr`. Defaults to 0.
         fault (str | None): in the targets: "corners", "mirrored", "classes" or "other"
         seed (int): Defaults to 0.
 
@@ -100,7 +104,8 @@ def learn_by_heart(
     unchecked = nullcontext() if fault != "corners" else patch(  # or the matching would refuse them
         "detr_nb.matcher.look_like_corners", lambda boxes: torch.zeros(len(boxes), dtype=torch.bool)
     )
-    for _ in range(steps):
+    for step in range(steps):
+        if step < warmup: optimizer.param_groups[0]["lr"] = lr * (step + 1) / warmup
         with unchecked: loss = detector.train()(batch.pixel_values, batch.pixel_mask, labels=batch.labels).loss
         optimizer.zero_grad()
         loss.backward()
