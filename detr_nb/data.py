@@ -174,7 +174,7 @@ def raise_faults(
     start = "" if source is None else f"{source}: "
     total = sum(map(len, kinds.values()))
     if total == 1: raise ValueError(start + next(iter(kinds.values()))[0])
-    rows = [f"{kind}, {len(found)} times: {first_three(found)}" for kind, found in kinds.items()]
+    rows = [f"{kind} ({len(found)}): {first_three(found)}" for kind, found in kinds.items()]
     raise ValueError("\n  ".join([f"{start}{total} faults", *rows]))
 
 def check_keys(entry: Any, keys: Sequence[str], place: str) -> None:

@@ -290,7 +290,7 @@ def convert_dataset(
     path = Path(folder) / "annotations" / f"instances_{split}.json"
     if path.exists(): raise FileExistsError(f"{path} exists: nothing is overwritten")
     if broken := [message for image in sorted(Path(images).iterdir()) if (message := _why_unreadable(image))]:
-        raise ValueError(f"{len(broken)} images cannot be read, nothing is written: {first_three(broken)}")
+        raise ValueError(f"nothing is written, images that cannot be read ({len(broken)}): {first_three(broken)}")
     read = DetectionDataset.from_pascal_voc if format == "voc" else DetectionDataset.from_yolo
     dataset = read(str(images), str(labels), *([str(names)] if names else []))
     with tempfile.TemporaryDirectory() as work:
@@ -302,7 +302,7 @@ def convert_dataset(
     for entry in data["annotations"]: entry["category_id"] += 1 - first
     targets = {entry["file_name"]: Path(folder) / split / entry["file_name"] for entry in data["images"]}
     if taken := [str(target) for target in targets.values() if target.exists()]:
-        raise FileExistsError(f"{len(taken)} images exist, nothing is overwritten: {first_three(taken)}")
+        raise FileExistsError(f"nothing is overwritten, images that exist ({len(taken)}): {first_three(taken)}")
     (Path(folder) / split).mkdir(parents=True, exist_ok=True)
     path.parent.mkdir(exist_ok=True)
     for name, target in targets.items(): shutil.copyfile(Path(images) / name, target)
@@ -386,8 +386,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     rows = [f"{k:18}{v:>7}" for k, v in report.items() if k not in ("faults", "notes", "sides", "hashes", *tables)]
     counts = [(f"{title}: {name}", count) for title in tables for name, count in report.get(title, {}).items()]
     rows += [f"{name:18}{count:7}" for name, count in counts]
-    rows += [f"FAULT {kind}, {len(found)} times: {first_three(found)}" for kind, found in report["faults"].items()]
-    rows += [f"note, {len(report['notes'])} times: {first_three(report['notes'])}"] if report["notes"] else []
+    rows += [f"FAULT {kind} ({len(found)}): {first_three(found)}" for kind, found in report["faults"].items()]
+    rows += [f"note ({len(report['notes'])}): {first_three(report['notes'])}"] if report["notes"] else []
     return "\n".join(rows)
 
 # %% ../nbs/96_datasets.ipynb #34ba2c8c
