@@ -281,7 +281,8 @@ def find_images(photos: list[str]) -> list[Path]:
             found = [p for p in files if p.suffix.lower() in Image.registered_extensions()]
             others = sorted({p.suffix or p.name for p in files} - {p.suffix for p in found})
             if others:
-                print(f"{path}: files that are not images ({len(files) - len(found)}): {', '.join(others)}", file=sys.stderr)
+                count = len(files) - len(found)
+                print(f"{path}: files that are not images ({count}): {', '.join(others)}", file=sys.stderr)
             paths += found
         else:
             matches = [] if path.exists() else [Path(p) for p in sorted(glob.glob(photo))]

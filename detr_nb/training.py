@@ -60,7 +60,7 @@ BY_HEART = {  # name → what is different in `learn_by_heart`
     "boxes mirrored": {"fault": "mirrored"}, "classes shifted": {"fault": "classes"},
     "boxes of another image": {"fault": "other"}, "rate right, clipped": {"clip": 0.1}, "rate high": {"lr": 2e-3},
     "rate high, clipped": {"lr": 2e-3, "clip": 0.1}, "rate high, warm-up": {"lr": 2e-3, "warmup": 50},
-    "rate too high, warm-up": {"lr": 5e-3, "warmup": 50},
+    "rate too high, warm-up": {"lr": 5e-3, "warmup": 50}, "rate right, warm-up": {"warmup": 50},
 }
 
 def learn_by_heart(

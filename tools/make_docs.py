@@ -68,13 +68,16 @@ def prepared(cell: nbformat.NotebookNode, late: bool = False) -> nbformat.Notebo
         options["image"] = {"alt": output.metadata.get("image/png", {}).get("alt") or alternative(cell.source)}
     unshown = cell.source.startswith(UNSHOWN)
     source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")) or "pass"
-    folded = "" if "open" in cell.metadata.get("tags", []) else folded_as(source, cell.source, late)
+    own = cell.metadata.get("tags", [])
+    folded = "" if "open" in own else folded_as(source, cell.source, late or "folded" in own)
+    if "folded" in own: folded = folded or f"Code: {len(source.splitlines())} lines"
     tags = ["remove-input"] if unshown or source == "pass" else ["hide-input"] if folded else []
     if tags == ["hide-input"]: options |= {"code_prompt_show": folded, "code_prompt_hide": folded}
     return nbformat.v4.new_code_cell(source, metadata={"mystnb": options, "tags": tags}, outputs=cell.outputs)
 
 
-LONG = 40  # lines of library code that a page folds in a chapter's second half, unless the cell has the tag `open`
+# A cell with the tag `open` is never folded, one with the tag `folded` always.
+LONG = 40  # lines of library code that a page folds in a chapter's second half
 DRAWN = 20  # lines that draw a figure, likewise, in either half
 
 
