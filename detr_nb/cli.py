@@ -97,19 +97,26 @@ def refuse_foreign(path: Path, force: bool) -> set[str]:
         raise FileExistsError(f"{path} exists, and detr-nb did not write it: choose another place, or pass --force")
     return ours
 
-def claim(path: Path, force: bool) -> None:
-    """Get ready to write a file, and put it on the list.
+def claim(path: Path, force: bool, *others: str) -> None:
+    """Get ready to write a file, and others of these names beside it, and put them on the list.
 
     Args:
         path (Path)
         force (bool)
+        *others (str)
 
     Raises:
         FileExistsError: for somebody else's, unless `force`.
     """
-    if path.name in refuse_foreign(path, force): return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / MANIFEST, "a", encoding="utf-8") as file: file.write(f"{path.name}\n")
+    ours, folder = refuse_foreign(path, force), path.parent
+    if not force and (foreign := [name for name in others if name not in ours and (folder / name).exists()]):
+        raise FileExistsError(
+            f"{folder / foreign[0]} exists, and detr-nb did not write it ({len(foreign)} such files): choose another "
+            "place, or pass --force"
+        )
+    if not (new := [name for name in (path.name, *others) if name not in ours]): return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / MANIFEST, "a", encoding="utf-8") as file: file.writelines(f"{name}\n" for name in new)
 
 # %% ../nbs/52_cli.ipynb #117223c2
 def find_objects(
@@ -644,8 +651,8 @@ def eval_command(
     if task is Task.panoptic:
         if not force and out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists():
             raise FileExistsError(f"{out} holds files that no such command wrote: choose another, or pass --force")
-        claim(out / "predictions.json", force)
-    if task is Task.panoptic:
+        segments = (f"{Path(annotation['file_name']).stem}.png" for annotation in dataset.annotations)
+        claim(out / "predictions.json", force, *segments)
         tables = detr_nb.evaluation.evaluate_panoptic(network, dataset, processor, out, batch_size=batch_size)
         typer.echo(detr_nb.evaluation.format_qualities(tables))
     else:

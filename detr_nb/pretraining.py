@@ -169,7 +169,7 @@ def pretrain_backbone(
         if kept["recipe"] != recipe:
             raise ValueError(
                 f"{state} was made with steps, batch_size, lr, weight_decay, seed = "
-                f"{kept['recipe']}: want {recipe}"
+                f"{kept['recipe']}: want {recipe} (a sixth value, False: without the question for boxes)"
             )
         for name, part in parts.items():
             part.load_state_dict(kept[name])
