@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = [
-    "PALETTE", "PARTS", "ARROWS", "BELOW", "class_colour", "Diagram", "architecture",
+    "PALETTE", "PARTS", "ARROWS", "BELOW", "class_colour", "Diagram", "diagram", "architecture",
     "transformer_layers", "draw_box", "show_boxes", "show_heat", "show_segments", "show_matching",
     "grid", "png", "as_html", "explore", "check_range", "show_distance", "show_all_boxes",
     "draw_training"
@@ -137,12 +137,30 @@ def _below(start: Place, end: Place) -> str:
     way = f"M{x0} {44 + 66 * r0}L{x0} {foot + 6}Q{x0} {foot + 16} {x0 + 10} {foot + 16}L{x1 - 10} {foot + 16}"
     return f'<path d="{way}Q{x1} {foot + 16} {x1} {foot + 2}" fill="none" {_LINE}/>'
 
-def _diagram(
-    parts: Mapping[str, Place], arrows: Sequence[str], lit: Sequence[str], words: str, skips: Sequence[str] = (),
-    below: Sequence[str] = (),
+def diagram(
+    parts: Mapping[str, Place],  # name → column, row, words ("|" begins a new line)
+    arrows: Sequence[str],       # two names each, "from to", side by side or one above the other
+    lit: Sequence[str],          # names of the parts in blue
+    words: str,                  # for those who cannot see it
+    skips: Sequence[str] = (),   # curved arrows within a row
+    below: Sequence[str] = (),   # arrows round below all others
 ) -> Diagram:
-    """Boxes and arrows between them; those in `lit` are blue; `skips` are curved arrows within a row, `below` arrows
-    round below all others."""
+    """Boxes and arrows between them, as SVG.
+
+    Args:
+        parts (Mapping[str, Place]): name → column, row, words ("|" begins a new line)
+        arrows (Sequence[str]): two names each, "from to", side by side or one above the other
+        lit (Sequence[str]): names of the parts in blue
+        words (str): for those who cannot see it
+        skips (Sequence[str]): curved arrows within a row. Defaults to ().
+        below (Sequence[str]): arrows round below all others. Defaults to ().
+
+    Returns:
+        Diagram
+
+    Raises:
+        ValueError: for a blue part that is not among them.
+    """
     if unknown := [name for name in lit if name not in parts]:
         raise ValueError(f"lit={unknown}: want some of {', '.join(parts)}")
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
@@ -174,7 +192,7 @@ def architecture(
         ValueError: for a part that it does not have.
     """
     words = "DETR's architecture, from the image to the loss" + (f"; in blue: {', '.join(lit)}" if lit else "")
-    return _diagram(PARTS, ARROWS, lit, words, below=BELOW)
+    return diagram(PARTS, ARROWS, lit, words, below=BELOW)
 
 # %% ../nbs/90_visualization.ipynb #86ee9a83
 def transformer_layers() -> Diagram:
@@ -204,7 +222,7 @@ def transformer_layers() -> Diagram:
         "the tokens the second"
     )
     skips = ["tokens add1", "add1 add2", "answers add3", "add3 add4", "add4 add5"]
-    return _diagram(parts, arrows + sides, ("positions", "places", "queries", "again"), words, skips)
+    return diagram(parts, arrows + sides, ("positions", "places", "queries", "again"), words, skips)
 
 # %% ../nbs/90_visualization.ipynb #a3de5755
 def draw_box(
