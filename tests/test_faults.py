@@ -609,7 +609,7 @@ def test_check_finds_what_was_put_there(scenes, tmp_path):
     Image.new("RGB", (64, 64)).save(data / "val" / "000004.png")
     found = run("data", "check", data, "--queries", 2)
     assert found.returncode == 1
-    for kind in ("missing, 1 times", "broken, 1 times", "size, 1 times", "queries, 1 times", "in both splits, 1 times"):
+    for kind in ("missing (1)", "broken (1)", "size (1)", "queries (1)", "in both splits (1)"):
         assert f"FAULT {kind}" in found.stdout, found.stdout
 
 
