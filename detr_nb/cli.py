@@ -111,7 +111,7 @@ def claim(path: Path, force: bool, *others: str) -> None:
     ours, folder = refuse_foreign(path, force), path.parent
     if not force and (foreign := [name for name in others if name not in ours and (folder / name).exists()]):
         raise FileExistsError(
-            f"{folder / foreign[0]} exists, and detr-nb did not write it ({len(foreign)} such files): choose another "
+            f"{folder / foreign[0]} exists, and detr-nb did not write it (such files: {len(foreign)}): choose another "
             "place, or pass --force"
         )
     if not (new := [name for name in (path.name, *others) if name not in ours]): return

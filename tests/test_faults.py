@@ -254,7 +254,7 @@ def test_row_11_a_folder_of_others_gets_no_segments(scenes, tmp_path):
     assert (tmp_path / "000001.png").read_bytes() == b"mine"
     (tmp_path / ".detr_nb_files").write_text("predictions.json\n")  # a command has written there before
     refused = run("eval", "--data", scenes, "--task", "panoptic", "--out", tmp_path)
-    assert refused.returncode == 2 and "000001.png exists, and detr-nb did not write it (1 such files)" in refused.stderr
+    assert refused.returncode == 2 and "000001.png exists, and detr-nb did not write it (such files: 1)" in refused.stderr
     assert (tmp_path / "000001.png").read_bytes() == b"mine"
 
 
