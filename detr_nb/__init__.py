@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from . import (
         backbone, bench, boxes, checkpoints, config, data, datasets, detector, evaluation, explore, files,
         integrations, losses, mask_head, mask_losses, matcher, napkin, own_data, panoptic, position, post_processing,
-        pretraining, processor, scaling, scenes, speed, training, transformer, transforms, visualization,
+        pretraining, processor, runs, scaling, scenes, speed, training, transformer, transforms, visualization,
     )
     from .backbone import register_backbones
     from .config import DetrConfig
@@ -41,7 +41,7 @@ _HOMES = {  # module → the public names that live in it; the same as above, fo
     "losses": "DetrLoss",
     "mask_head": "DetrForSegmentation DetrSegmentationOutput", "mask_losses": "",
     "matcher": "DetrHungarianMatcher HungarianMatcher", "napkin": "", "own_data": "", "panoptic": "", "position": "",
-    "post_processing": "", "pretraining": "", "processor": "DetrFeatureExtractor DetrImageProcessor",
+    "post_processing": "", "pretraining": "", "processor": "DetrFeatureExtractor DetrImageProcessor", "runs": "",
     "scaling": "", "scenes": "draw_scene make_scenes", "speed": "predict", "training": "RECIPES Recipe train",
     "transformer": "", "transforms": "", "visualization": "",
 }

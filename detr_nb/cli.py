@@ -631,12 +631,17 @@ def eval_command(
         bool, typer.Option("--allow-other-names", help="go on although model and data name their classes differently")
     ] = False,
     engine: Annotated[str, typer.Option(help="pycocotools, or hotcoco if it is installed: faster")] = "pycocotools",
+    counts: Annotated[
+        bool, typer.Option("--counts", help="also count what is right, wrong and missed over scores of 0.1 to 0.9")
+    ] = False,
     skip_missing: SkipMissing = False,
     force: Force = False,
 ):
     """COCO's numbers of a model on a split.
 
     For all classes and, where the data tells them apart, for things (and stuff)."""
+    if counts and task is Task.panoptic:
+        raise typer.BadParameter("segments have one threshold; want detection or instance", param_hint="--counts")
     if task is Task.semantic:
         raise typer.BadParameter(
             "semantic maps have no COCO number; want detection, instance or panoptic", param_hint="--task"
@@ -659,6 +664,7 @@ def eval_command(
         tables = detr_nb.evaluate(
             network, dataset, processor, batch_size,
             iou_types=("bbox", "segm") if task is Task.instance else ("bbox",), engine=engine,
+            thresholds=[tenth / 10 for tenth in range(1, 10)] if counts else (),
         )
         typer.echo(detr_nb.evaluation.format_tables(tables))
     if json_file:
@@ -780,7 +786,7 @@ def show_batch(
     processor = detr_nb.DetrImageProcessor.from_pretrained(model) if known else detr_nb.DetrImageProcessor()
     names = detr_nb.DetrConfig.from_pretrained(model).id2label if known else None
     claim(path, force)
-    axes = detr_nb.training.draw_batch(batch, processor, names)
+    axes = detr_nb.runs.draw_batch(batch, processor, names)
     with detr_nb.files.atomic(path) as part: axes[0].figure.savefig(part, dpi=110)
     typer.echo(f"{path}: {len(axes)} images")
 

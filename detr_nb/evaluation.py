@@ -263,6 +263,30 @@ class CocoEvaluator:
         tables = {kind: self._table(kind, verbose, category_ids) for kind in self.iou_types}
         return tables if len(tables) > 1 else tables[self.iou_types[0]]
 
+    def count(self, threshold: float) -> dict[str, float]:  # right, wrong, missed
+        """Answers over a score that are right (of the class of an object, with an IoU over 0.5, and
+        no second one for it) or wrong, and objects that were missed, of all classes.
+
+        Args:
+            threshold (float)
+
+        Returns:
+            dict[str, float]: right, wrong, missed
+
+        Raises:
+            ValueError: with hotcoco, which tells no matches.
+        """
+        if self.engine != "pycocotools": raise ValueError(f"counts with engine={self.engine!r}: want 'pycocotools'")
+        evaluation = self.coco_eval[self.iou_types[0]]
+        rows = [row for row in evaluation.evalImgs if row and row["aRng"] == evaluation.params.areaRng[0]]
+        right = wrong = 0
+        for row in rows:
+            counted = (np.array(row["dtScores"]) > threshold) & (row["dtIgnore"][0] == 0)
+            right += int((counted & (row["dtMatches"][0] > 0)).sum())
+            wrong += int((counted & (row["dtMatches"][0] == 0)).sum())
+        objects = sum(int((np.asarray(row["gtIgnore"]) == 0).sum()) for row in rows)
+        return {"right": right, "wrong": wrong, "missed": objects - right}
+
     def _table(self, iou_type: str, verbose: bool, category_ids: Sequence[int] | None) -> dict[str, float]:
         evaluation = self.coco_eval[iou_type]
         if category_ids is not None:
@@ -335,10 +359,11 @@ def evaluate(
     iou_types: Sequence[str] = ("bbox",),  # "segm": of masks too
     mask_threshold: float = 0.0,    # of a query's best score: below it no mask is drawn, and an empty one is evaluated
     engine: str = "pycocotools",    # or "hotcoco", as for `CocoEvaluator`
+    thresholds: Sequence[float] = (),  # for each, answers over this score are counted: `CocoEvaluator.count`
 ) -> dict[str, dict[str, float]]:
     """The twelve COCO numbers for "all" categories and, where the file knows them, for "things"; of
-    masks under "all masks" and "things masks". With several processes each takes its share of
-    the images.
+    masks under "all masks" and "things masks"; what is right, wrong and missed over a threshold
+    under "over 0.5". With several processes each takes its share of the images.
 
     Args:
         model (Any): pixel_values, pixel_mask → outputs with logits and pred_boxes (and pred_masks)
@@ -350,11 +375,18 @@ def evaluate(
         mask_threshold (float): of a query's best score: below it no mask is drawn, and an empty one
             is evaluated. Defaults to 0.0.
         engine (str): or "hotcoco", as for `CocoEvaluator`. Defaults to "pycocotools".
+        thresholds (Sequence[float]): for each, answers over this score are counted:
+            `CocoEvaluator.count`. Defaults to ().
 
     Returns:
         dict[str, dict[str, float]]
+
+    Raises:
+        ValueError: for thresholds with hotcoco, which tells no matches.
     """
     evaluator = CocoEvaluator(dataset.coco, iou_types, engine)
+    if thresholds and engine != "pycocotools":
+        raise ValueError(f"thresholds with engine={engine!r}: want 'pycocotools'")
     for outputs, image_ids, frame in run_model(
         model, dataset, processor, batch_size, progress, mask_threshold or None
     ):
@@ -370,13 +402,13 @@ def evaluate(
     return {
         name if kind == "bbox" else f"{name} masks": evaluator._table(kind, False, ids)
         for name, ids in groups.items() for kind in evaluator.iou_types
-    }
+    } | {f"over {threshold:g}": evaluator.count(threshold) for threshold in thresholds}
 
 # %% ../nbs/33_evaluation.ipynb #88a49ec7
 def format_tables(
     tables: Mapping[str, Mapping[str, float]],  # what `evaluate` returns
 ) -> str:
-    """The tables as text, one column each.
+    """The tables as text, one column each, and the counts below, one row each.
 
     Args:
         tables (Mapping[str, Mapping[str, float]]): what `evaluate` returns
@@ -384,8 +416,13 @@ def format_tables(
     Returns:
         str
     """
-    rows = [f"{metric:<10}" + "".join(f"{table[metric]:14.3f}" for table in tables.values()) for metric in METRICS]
-    return "\n".join([" " * 10 + "".join(f"{name:>14}" for name in tables), *rows])
+    counts = {name: table for name, table in tables.items() if "missed" in table}
+    scores = {name: table for name, table in tables.items() if name not in counts}
+    lines = [" " * 10 + "".join(f"{name:>14}" for name in scores)]
+    lines += [f"{metric:<10}" + "".join(f"{table[metric]:14.3f}" for table in scores.values()) for metric in METRICS]
+    if counts: lines += ["", " " * 10 + "".join(f"{word:>14}" for word in ("right", "wrong", "missed"))]
+    for name, count in counts.items(): lines += [f"{name:<10}" + "".join(f"{n:14}" for n in count.values())]
+    return "\n".join(lines)
 
 # %% ../nbs/33_evaluation.ipynb #c33e0e80
 @dataclass

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = [
-    "Inspection", "inspect_image", "query_names", "mass_inside", "matching_costs", "name_targets",
-    "draw_query", "draw_pixel", "move_box", "loss_parts", "draw_matching", "Record", "read_record",
-    "Recorder", "nms_keep_mask", "count_duplicates", "draw_threshold", "explore_query",
-    "explore_pixel", "explore_matching", "explore_training", "explore_threshold"
+    "Inspection", "run_detector", "answers_without", "inspect_image", "query_names", "mass_inside",
+    "matching_costs", "name_targets", "draw_query", "draw_pixel", "move_box", "loss_parts",
+    "draw_matching", "Record", "read_record", "Recorder", "nms_keep_mask", "count_duplicates",
+    "draw_threshold", "explore_query", "explore_pixel", "explore_matching", "explore_training",
+    "explore_threshold"
 ]
 
 # %% ../nbs/50_explore.ipynb #f45f3b17
@@ -104,6 +105,52 @@ class Inspection:
         return scores.numpy(), labels.numpy()
 
 # %% ../nbs/50_explore.ipynb #a87c7457
+def run_detector(
+    model: DetrForObjectDetection | DetrForSegmentation,
+    batch: Any,                   # pixel_values (B, 3, H, W) and pixel_mask (B, H, W)
+) -> tuple[Any, Any, Any]:  # states and attention; logits and boxes; rows and columns of the map
+    """What a detector does with a batch, attention included.
+
+    Args:
+        model (DetrForObjectDetection | DetrForSegmentation)
+        batch (Any): pixel_values (B, 3, H, W) and pixel_mask (B, H, W)
+
+    Returns:
+        tuple[Any, Any, Any]: states and attention; logits and boxes; rows and columns of the map
+    """
+    detector = model.detr if isinstance(model, DetrForSegmentation) else model
+    with evaluating(model):
+        features, tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)
+        hidden = transform(detector.model, tokens, output_attentions=True)
+    return hidden, predict_from(detector, hidden.last_hidden_state[None]), tuple(features[-1][0].shape[-2:])
+
+@torch.inference_mode()
+def answers_without(
+    model: DetrForObjectDetection | DetrForSegmentation,
+    batch: Any,              # of one image: pixel_values (1, 3, H, W) and pixel_mask (1, H, W)
+    cells: Sequence[int],    # of the feature map, row by row: the decoder may not read them, in any layer
+) -> tuple[Tensor, Tensor]:  # class probabilities (N, C + 1); boxes (N, 4), centre and size in 0…1
+    """What a detector says when some cells of its map are hidden from the queries. (The encoder has
+    seen them.)
+
+    Args:
+        model (DetrForObjectDetection | DetrForSegmentation)
+        batch (Any): of one image: pixel_values (1, 3, H, W) and pixel_mask (1, H, W)
+        cells (Sequence[int]): of the feature map, row by row: the decoder may not read them, in any
+            layer
+
+    Returns:
+        tuple[Tensor, Tensor]: class probabilities (N, C + 1); boxes (N, 4), centre and size in 0…1
+    """
+    detector = model.detr if isinstance(model, DetrForSegmentation) else model
+    with evaluating(model):
+        tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)[1]
+        memory, mask = detector.model.encoder(*tokens)[0][-1], tokens.mask.clone()
+        mask[:, list(cells)] = 0
+        queries = detector.model.query_position_embeddings.weight[None]
+        states = detector.model.decoder(torch.zeros_like(queries), queries, memory, tokens.positions, mask).last[0]
+    return detector.class_labels_classifier(states).softmax(-1), detector.bbox_predictor(states).sigmoid()
+
 @torch.inference_mode()
 def inspect_image(
     model: DetrForObjectDetection | DetrForSegmentation,
@@ -123,12 +170,7 @@ def inspect_image(
         Inspection
     """
     batch = processor.collate([processor.encode(image)]).to(next(model.parameters()).device)
-    detector = model.detr if isinstance(model, DetrForSegmentation) else model
-    with evaluating(model):
-        features, tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)
-        hidden = transform(detector.model, tokens, output_attentions=True)
-    predictions = predict_from(detector, hidden.last_hidden_state[None])
-    cells = features[-1][0].shape[-2:]
+    hidden, predictions, cells = run_detector(model, batch)
     cross, encoder = (
         torch.stack(layers)[:, 0].float().unflatten(-1, cells).cpu().numpy()
         for layers in (hidden.cross_attentions, hidden.encoder_attentions)
@@ -550,19 +592,14 @@ class Recorder:
             step (int)
             model (nn.Module)
         """
-        batch = self.batch.to(next(model.parameters()).device)
-        with evaluating(model):
-            outputs = model(batch.pixel_values, batch.pixel_mask, output_attentions=True)
-        attention = outputs.cross_attentions[-1].mean(1)
-        attention = (attention / attention.amax(-1, keepdim=True)).unflatten(
-            -1, (round(attention.shape[-1] ** 0.5), -1)
-        )
-        moment = {
-            "step": torch.tensor(step), "boxes": outputs.pred_boxes.half(),
-            "probabilities": (outputs.logits.softmax(-1) * 255).round().byte(),
+        hidden, predictions, cells = run_detector(model, self.batch.to(next(model.parameters()).device))
+        attention = hidden.cross_attentions[-1].mean(1)
+        attention = (attention / attention.amax(-1, keepdim=True)).unflatten(-1, cells)
+        moments = {name: values[None].cpu().numpy() for name, values in {
+            "step": torch.tensor(step), "boxes": predictions["pred_boxes"].half(),
+            "probabilities": (predictions["logits"].softmax(-1) * 255).round().byte(),
             "attention": (attention * 255).round().byte(),
-        }
-        moments = {name: values[None].cpu().numpy() for name, values in moment.items()}
+        }.items()}
         if self.path.exists():
             with np.load(self.path) as old:
                 moments = {k: np.append(old[k][old["step"] < step], new, 0) for k, new in moments.items()}
@@ -581,8 +618,7 @@ def nms_keep_mask(inspection: Inspection, overlap: float = 0.5) -> np.ndarray:  
         np.ndarray: (N,) bool
     """
     boxes, scores, labels = map(torch.from_numpy, (inspection.corners(inspection.boxes), *inspection.best()))
-    kept = torchvision.ops.batched_nms(boxes, scores, labels, overlap).numpy()
-    return np.isin(np.arange(len(boxes)), kept)
+    return np.isin(np.arange(len(boxes)), torchvision.ops.batched_nms(boxes, scores, labels, overlap).numpy())
 
 def count_duplicates(inspection: Inspection, threshold: float, overlap: float = 0.5) -> int:
     """How many pairs of boxes above a threshold have one class and overlap by more than `overlap`.

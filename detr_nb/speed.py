@@ -60,6 +60,7 @@ def take_turns(
             if turn: seconds[name].append(found)
     return seconds
 
+# %% ../nbs/51_speed.ipynb #opt51003
 def seconds_of(case: Callable[[], Any]) -> float:
     """One call, on the clock.
 

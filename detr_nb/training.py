@@ -7,34 +7,29 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import math
 import os
 import random
 import re
 import shutil
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import check_categories
 from detr_nb.data import (
-    CocoDetection, CocoPanoptic, SceneDetection, detection_target, first_three, is_number, is_whole, panoptic_target,
+    SceneDetection, detection_target, is_number, is_whole, panoptic_target,
 )
-from .boxes import box_cxcywh_to_xyxy
 from detr_nb.detector import (
     DetrForObjectDetection, evaluating, image_tokens, learned_states, predict_from, transform,
 )
@@ -44,13 +39,16 @@ from .losses import Divisors, gather_objects, rank_and_world
 from .mask_head import DetrForSegmentation
 from .pretraining import init_scenes_detector, scenes_processor
 from .processor import BatchFeature, DetrImageProcessor
+from detr_nb.runs import (
+    StepSampler, Stopped, aspect_ratios, compare_runs, describe_run, find_checkpoint, find_collapse, ignore_sigterm,
+    own_folder, warn_of_crowded, watch_sigterm,
+)
 from .transforms import random_flips, random_scale, to_rgb_tensor
 
 # %% auto #0
 __all__ = [
     "BY_HEART", "RECIPES", "learn_by_heart", "Recipe", "make_optimizer", "MaskLearner",
-    "as_learner", "StepSampler", "TrainingImages", "TrainState", "train_step", "Stopped",
-    "find_collapse", "draw_batch", "train"
+    "as_learner", "TrainingImages", "TrainState", "train_step", "train"
 ]
 
 # %% ../nbs/41_training.ipynb #4ad87e74
@@ -338,122 +336,6 @@ def as_learner(
         raise ValueError(f"query_groups={recipe.query_groups}: want 1 where masks are learned")
     return MaskLearner(model)
 
-# %% ../nbs/41_training.ipynb #6353b982
-def shuffled(length: int, seed: int) -> list[int]:
-    """The numbers 0 … length − 1 in an order that depends on the seed.
-
-    Args:
-        length (int)
-        seed (int)
-
-    Returns:
-        list[int]
-    """
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
-
-def into_buckets(
-    order: list[int],         # images of a pass
-    ratios: Sequence[float],  # height ÷ width of every image
-    batch: int,
-    skip: int,                # so many come first: they fill the last batch of the pass before
-    seed: int,
-) -> list[int]:
-    """The same images, none moved by more than sixteen batches, so that those of a batch have about
-    the same ratio.
-
-    Args:
-        order (list[int]): images of a pass
-        ratios (Sequence[float]): height ÷ width of every image
-        batch (int)
-        skip (int): so many come first: they fill the last batch of the pass before
-        seed (int)
-
-    Returns:
-        list[int]
-    """
-    whole = skip + (len(order) - skip) // batch * batch
-    found, rng = order[:skip], random.Random(seed)
-    for start in range(skip, whole, 16 * batch):
-        part = sorted(order[start : min(start + 16 * batch, whole)], key=ratios.__getitem__)
-        batches = [part[i : i + batch] for i in range(0, len(part), batch)]
-        rng.shuffle(batches)
-        found += [index for one in batches for index in one]
-    return found + order[whole:]
-
-def aspect_ratios(dataset: Any) -> list[float] | None:
-    """Height ÷ width of every image, as a COCO file says; None for scenes, which are square.
-
-    Args:
-        dataset (Any)
-
-    Returns:
-        list[float] | None
-    """
-    if isinstance(dataset, CocoDetection): entries = [dataset.coco.imgs[i] for i in dataset.ids]
-    elif isinstance(dataset, CocoPanoptic): entries = [dataset.images[a["image_id"]] for a in dataset.annotations]
-    else: return None
-    for entry in entries:
-        if not (is_whole(entry.get("width"), least=1) and is_whole(entry.get("height"), least=1)):
-            raise ValueError(f"buckets=True: image {entry['id']} has no width and height in the annotations")
-    return [entry["height"] / entry["width"] for entry in entries]
-
-# %% ../nbs/41_training.ipynb #5846fd48
-class StepSampler:
-    """The draws (image, number) of every step: a new order each pass, every process its share, and
-    after a resume just what would have come.
-
-    Args:
-        length (int): images in the dataset
-        batch_size (int): of this process
-        seed (int)
-        start (int): first step
-        stop (int): step after the last
-        rank (int): Defaults to 0.
-        world (int): Defaults to 1.
-        ratios (Sequence[float] | None): height ÷ width of every image: batches of about the same
-            one
-    """
-    def __init__(
-        self,
-        length: int,      # images in the dataset
-        batch_size: int,  # of this process
-        seed: int,
-        start: int,       # first step
-        stop: int,        # step after the last
-        rank: int = 0, world: int = 1,
-        ratios: Sequence[float] | None = None,  # height ÷ width of every image: batches of about the same one
-    ):
-        self.length, self.batch_size, self.seed, self.ratios = length, batch_size, seed, ratios
-        self.steps = range(start, stop)
-        self.rank = rank
-        self.world = world
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def order(self, turn: int) -> list[int]:
-        """The images of a pass.
-
-        Args:
-            turn (int)
-
-        Returns:
-            list[int]
-        """
-        order, batch = shuffled(self.length, self.seed + turn), self.batch_size * self.world
-        if self.ratios is None: return order
-        return into_buckets(order, self.ratios, batch, -turn * self.length % batch, self.seed + turn)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        known, order = -1, []
-        for step in self.steps:
-            first, draws = (step * self.world + self.rank) * self.batch_size, []
-            for number in range(first, first + self.batch_size):
-                turn, place = divmod(number, self.length)
-                if turn != known: known, order = turn, self.order(turn)
-                draws.append((order[place], number))
-            yield draws
-
 # %% ../nbs/41_training.ipynb #b9ae4f9e
 def drop_crowds(
     target: dict[str, Tensor],  # what `panoptic_target` returns
@@ -546,51 +428,6 @@ def average_weights(recipe: Recipe, averages: Any, weights: Any, count: Tensor |
     decay = min(recipe.ema, (1 + int(count)) / (10 + int(count))) if recipe.ema_warmup else recipe.ema
     get_ema_multi_avg_fn(decay)(averages, weights, count)
 
-def describe_run(detector: nn.Module, dataset: Any, processor: DetrImageProcessor) -> dict[str, Any]:
-    """What a training works on, as a checkpoint keeps it: the data (its file by a hash), the
-    network, the processor.
-
-    Args:
-        detector (nn.Module)
-        dataset (Any)
-        processor (DetrImageProcessor)
-
-    Returns:
-        dict[str, Any]
-    """
-    file = getattr(dataset, "ann_file", None)
-    config: Any = detector.config
-    settings = {"config": config.to_dict(), "processor": processor.to_dict()}
-    return {
-        "model": type(detector).__name__, "data": type(dataset).__name__, "images": len(dataset),
-        "categories": dict(dataset.id2label), "seed of the scenes": getattr(dataset, "seed", None),
-        "annotations": None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12],
-    } | {f"{kind}.{k}": v for kind, own in settings.items() for k, v in own.items() if k != "architectures"}
-
-def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path: Path) -> None:
-    """`ValueError` names what is different between a checkpoint and the run that should go on from
-    it.
-
-    Args:
-        old_recipe (dict)
-        recipe (dict)
-        old_run (dict)
-        run (dict)
-        path (Path)
-    """
-    newer = {"ema_warmup": False, "patience": None, "precision": "float32", "buckets": False,  # than some
-             "accumulate": 1}
-    old, new = (newer | old_recipe | old_run), recipe | run
-    free = {"patience"} | ({"ema_warmup"} if not recipe["ema"] else set())
-    names = [name for name in new if name in old and old[name] != new[name] and name not in free]
-    if not names: return
-    changed = "; ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in names[:5])
-    longer = {"steps", "epochs", "stop"} & set(names)
-    hint = f". To train longer, begin a new run from what this one learned: --model {path.parent / 'model'}"
-    raise ValueError(
-        f"{path} was made with another recipe or other data: {changed}{hint if longer else ''}"
-    )
-
 # %% ../nbs/41_training.ipynb #7a5dfb93
 class TrainState:
     """All that the next step depends on. What learns is the detector, wrapped as its recipe wants
@@ -682,19 +519,23 @@ class TrainState:
         for name, value in numbers.items(): self.sums[name] = self.sums.get(name, 0.0) + float(value)
         self.count += 1
 
-    def improved(self, value: float) -> bool:
-        """Take note of an evaluation. Whether training should go on: False when patience is at its
-        end.
+    def take_note(self, value: float) -> None:
+        """Of an evaluation: whether it is the best so far, or how long ago that was.
 
         Args:
             value (float)
+        """
+        better = self.best is None or value > self.best
+        self.best, self.since = (value, 0) if better else (self.best, self.since + 1)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the recipe wants no further step: too many evaluations without a better one.
 
         Returns:
             bool
         """
-        better = self.best is None or value > self.best
-        self.best, self.since = (value, 0) if better else (self.best, self.since + 1)
-        return self.recipe.patience is None or self.since < self.recipe.patience
+        return self.recipe.patience is not None and self.since >= self.recipe.patience
 
 # %% ../nbs/41_training.ipynb #6a552d1e
 def train_step(
@@ -784,7 +625,7 @@ def not_finite(state: TrainState, batch: BatchFeature, what: str) -> FloatingPoi
         message += f". The batch was saved: `detr-nb data show-batch {path}` draws it"
     return FloatingPointError(message)
 
-# %% ../nbs/41_training.ipynb #a72dac85
+# %% ../nbs/41_training.ipynb #runs41a3
 def count_steps(
     recipe: Recipe,
     images: int,  # in the dataset
@@ -806,131 +647,57 @@ def count_steps(
     if steps < 1: raise ValueError(f"steps={steps}: want at least 1")
     return steps
 
-def find_checkpoint(
-    out: Path,     # folder of the run
-    resume: bool,
-) -> Path:         # out/checkpoint.pt
-    """Where a run's checkpoint is, or will be.
+def warn_of_rates(recipe: Recipe, images: int) -> None:
+    """One warning for the rates of COCO's recipe on a small dataset.
 
     Args:
-        out (Path): folder of the run
-        resume (bool)
-
-    Returns:
-        Path: out/checkpoint.pt
-
-    Raises:
-        FileExistsError: for a run that is not to be resumed.
-        FileNotFoundError: for one to be resumed that does not exist.
+        recipe (Recipe)
+        images (int)
     """
-    path = out / "checkpoint.pt"
-    there = [found for found in (path, out / "model", out / "log.csv") if found.exists()]
-    interrupted = there == [out / "log.csv"] and (out / ".lock").exists()  # a training before its first checkpoint
-    if there and not resume and not interrupted:
-        raise FileExistsError(
-            f"{there[0]} exists: pass resume=True (--resume) to go on, or choose another folder"
-        )
-    if resume and not path.exists():
-        hint = ": this run ended before its first; start it again without resume" if interrupted else ""
-        raise FileNotFoundError(f"{path}: no checkpoint to resume from{hint}")
-    return path
+    coco = RECIPES["coco"]
+    if images >= 2000 or (recipe.lr, recipe.backbone_lr) != (coco.lr, coco.backbone_lr): return
+    warnings.warn(
+        f"lr={recipe.lr:g} and backbone_lr={recipe.backbone_lr:g} are the rates of COCO's recipe, for 118,287 images "
+        f"and 300 passes; this dataset has {images}. Compare a few (--lr, --backbone-lr) by their AP on the val split",
+        stacklevel=4,
+    )
 
-@contextmanager
-def own_folder(
-    out: Path,
-    rank: int,  # only the first process needs it
-) -> Iterator[None]:
-    """Keep a run's folder to this training while the block runs.
+def check_run(
+    detector: DetrForObjectDetection | DetrForSegmentation, dataset: Any, recipe: Recipe,
+) -> int:             # the length of the run in steps
+    """What can be known before the first step.
 
     Args:
-        out (Path)
-        rank (int): only the first process needs it
-
-    Returns:
-        Iterator[None]
-
-    Raises:
-        ValueError: if another one writes there.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            if rank == 0: stack.enter_context(FileLock(out / ".lock", timeout=8))  # workers outlive a killed run by 5 s
-        except Timeout as error:
-            raise ValueError(f"{out}: another training is writing there: want a folder for each") from error
-        for place in (out, out / "model", out / "best") if rank == 0 else ():
-            for part in place.glob(".*.part*"): part.unlink()  # what a killed run had begun to write
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", r"labels\[.*targets for .* queries")  # said once, at the start
-        yield
-
-def warn_of_crowded(num_queries: int, dataset: Any) -> None:
-    """One warning for the images of a dataset that have more objects than a model has queries.
-
-    Args:
-        num_queries (int)
+        detector (DetrForObjectDetection | DetrForSegmentation)
         dataset (Any)
-    """
-    if isinstance(dataset, CocoDetection):
-        counts = {i: sum(not a["iscrowd"] for a in found) for i, found in dataset.coco.imgToAnns.items()}
-    elif isinstance(dataset, CocoPanoptic):
-        segments = {a["image_id"]: a["segments_info"] for a in dataset.annotations}
-        counts = {i: sum(not s.get("iscrowd", 0) for s in found) for i, found in segments.items()}
-    else: return  # scenes have few
-    crowded = [f"image {i} has {count}" for i, count in counts.items() if count > num_queries]
-    if crowded:
-        warnings.warn(
-            f"{len(crowded)} of {len(dataset)} images have more objects than the model has queries ({num_queries}): "
-            f"{first_three(crowded)}. Those over the number are never found; num_queries={max(counts.values())} "
-            f"(--queries {max(counts.values())}) or more has a place for all", stacklevel=3,
-        )
+        recipe (Recipe)
 
-def save_run(
-    state: TrainState, path: Path, processor: DetrImageProcessor, sums: list[dict[str, float]], keep: int = 0,
-) -> None:
-    """Write a checkpoint, and beside it the model so far, as it can be used. The last `keep`
-    checkpoints stay, too.
+    Returns:
+        int: the length of the run in steps
+
+    Raises:
+        ValueError: where model, data and recipe do not fit.
+    """
+    check_categories(detector.config, dataset.id2label)
+    steps = count_steps(recipe, len(dataset))
+    if isinstance(detector, DetrForSegmentation) and hasattr(dataset, "check_masks"): dataset.check_masks()
+    warn_of_crowded(detector.config.num_queries, dataset)
+    warn_of_rates(recipe, len(dataset))
+    return steps
+
+def evaluation_steps(recipe: Recipe, steps: int) -> set[int]:
+    """After which steps the model is evaluated: evenly spaced, the last one among them.
 
     Args:
-        state (TrainState)
-        path (Path)
-        processor (DetrImageProcessor)
-        sums (list[dict[str, float]])
-        keep (int): Defaults to 0.
+        recipe (Recipe)
+        steps (int)
+
+    Returns:
+        set[int]
     """
-    state.save(path, sums)
-    save_model(state.eval_model, processor, path.parent / "model")
-    if not keep: return
-    named = path.with_name(f"checkpoint-{state.step}.pt")
-    with atomic(named) as part:  # the same bytes under a second name, where the file system can do that
-        try: os.link(path, part)
-        except OSError: shutil.copyfile(path, part)
-    steps = {int(file.stem.split("-")[1]): file for file in path.parent.glob("checkpoint-*.pt")}
-    for step in sorted(steps)[:-keep]: steps[step].unlink()
+    return {round(steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
 
-def save_model(model: Any, processor: DetrImageProcessor, folder: Path) -> None:
-    """A model and its processor as `from_pretrained` opens them.
-
-    Args:
-        model (Any)
-        processor (DetrImageProcessor)
-        folder (Path)
-    """
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-def say_metrics(step: int, loss: float, found: dict[str, float]) -> None:
-    """An evaluation as a line on stderr, above the bar.
-
-    Args:
-        step (int)
-        loss (float)
-        found (dict[str, float])
-    """
-    from tqdm.auto import tqdm
-    numbers = " · ".join(f"{name} {value:.3f}" for name, value in found.items())
-    tqdm.write(f"step {step}: loss {loss:.3f} · {numbers}", file=sys.stderr)
-
+# %% ../nbs/41_training.ipynb #runs41a5
 def make_accelerator(
     batch_size: int,
     accumulate: int = 1,                              # parts of each process's share
@@ -989,70 +756,49 @@ def in_any_process(asked: bool, accelerator) -> bool:
     if accelerator.num_processes == 1: return asked
     return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum") > 0)
 
-# %% ../nbs/41_training.ipynb #badday411
-class Stopped(SystemExit):
-    """A training was stopped by SIGTERM and saved; it ends the program with exit code 75 unless it
-    is caught.
+# %% ../nbs/41_training.ipynb #runs41a7
+def load_batches(
+    state: TrainState,
+    last: int,        # step after which the run ends
+    dataset: Any,
+    processor: DetrImageProcessor,
+    accelerator,
+    workers: int = 0,
+    cache: float = 0,  # GB of prepared images, of all workers together
+) -> Iterator[list[BatchFeature]]:  # for each step the parts of this process's share
+    """The batches of a run from the state's step on; each step has random numbers of its own.
 
     Args:
-        step (int)
-        path (Path)
-        rank (int): Defaults to 0.
-    """
-    def __init__(self, step: int, path: Path, rank: int = 0):
-        super().__init__(75)
-        if rank == 0: print(f"stopped at step {step} and saved {path}: go on with --resume", file=sys.stderr)
-
-# %% ../nbs/41_training.ipynb #inner4102
-@contextmanager
-def watch_sigterm() -> Iterator[list[int]]:
-    """A list that a SIGTERM is put into while the block runs, in place of ending the program (in
-    the main thread only).
+        state (TrainState)
+        last (int): step after which the run ends
+        dataset (Any)
+        processor (DetrImageProcessor)
+        accelerator
+        workers (int): Defaults to 0.
+        cache (float): GB of prepared images, of all workers together. Defaults to 0.
 
     Returns:
-        Iterator[list[int]]
+        Iterator[list[BatchFeature]]: for each step the parts of this process's share
     """
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    try: yield came
-    finally: signal.signal(signal.SIGTERM, before)
+    recipe, rank, world = state.recipe, accelerator.process_index, accelerator.num_processes
+    start, parts = state.step, state.recipe.accumulate
+    sampler = StepSampler(
+        len(dataset), recipe.batch_size // world // parts, recipe.seed, start * parts, last * parts, rank, world,
+        aspect_ratios(dataset) if recipe.buckets else None,
+    )
+    again = (last - start) * recipe.batch_size > len(dataset)  # images come more than once
+    masks = isinstance(state.detector, DetrForSegmentation)
+    images = TrainingImages(dataset, processor, recipe, masks, cache / max(1, workers) if again else 0)
+    loader: Any = DataLoader(
+        images, batch_sampler=sampler, collate_fn=processor.collate, num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda", worker_init_fn=ignore_sigterm,
+    )
+    batches = iter(loader)
+    for step in range(start, last):
+        torch.manual_seed((recipe.seed * 1_000_003 + step) * world + rank)
+        yield [next(batches) for _ in range(parts)]
 
-def ignore_sigterm(worker: int) -> None:
-    """For a process that prepares images: the one that trains decides when to stop.
-
-    Args:
-        worker (int)
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-# %% ../nbs/41_training.ipynb #badday412
-def find_collapse(
-    logits: Tensor,  # (B, N, C + 1)
-    boxes: Tensor,   # (B, N, 4) in 0…1
-) -> str | None:
-    """What all queries have in common that they should not, in words; None if nothing.
-
-    Args:
-        logits (Tensor): (B, N, C + 1)
-        boxes (Tensor): (B, N, 4) in 0…1
-
-    Returns:
-        str | None
-    """
-    classes = logits.argmax(-1)
-    said = classes[classes < logits.shape[-1] - 1]
-    if len(said) == 0: return 'every query says "nothing" in every image'
-    if boxes.std(1).amax() < 0.01: return "all queries give one and the same box"
-    if len(boxes) > 1 and boxes.std(0).amax() < 0.01 and (classes == classes[0]).all():
-        return "all images get the same answer"
-    if len(boxes) > 1 and len(said) == classes.numel() and len(said.unique()) == 1:
-        return "all queries give one and the same class"
-    return None
-
-# %% ../nbs/41_training.ipynb #inner4103
+# %% ../nbs/41_training.ipynb #runs41a9
 def warn_of_collapse(model: Any, batch: BatchFeature, before: str | None, step: int) -> str | None:
     """What `find_collapse` says of a batch; a warning if it said the same `before`.
 
@@ -1073,54 +819,113 @@ def warn_of_collapse(model: Any, batch: BatchFeature, before: str | None, step: 
     if found and found == before and step >= 200:  # at first every network is like that
         warnings.warn(
             f"step {step}: {found}, as at the evaluation before. Draw the targets (`detr-nb data check`); then try a "
-            "lower rate (--lr), more steps, or a start from a trained model (--model)", stacklevel=3,
+            "lower rate (--lr), more steps, or a start from a trained model (--model)", stacklevel=4,
         )
     return found
 
-def warn_of_rates(recipe: Recipe, images: int) -> None:
-    """One warning for the rates of COCO's recipe on a small dataset.
+def save_model(model: Any, processor: DetrImageProcessor, folder: Path) -> None:
+    """A model and its processor as `from_pretrained` opens them.
 
     Args:
-        recipe (Recipe)
-        images (int)
+        model (Any)
+        processor (DetrImageProcessor)
+        folder (Path)
     """
-    coco = RECIPES["coco"]
-    if images >= 2000 or (recipe.lr, recipe.backbone_lr) != (coco.lr, coco.backbone_lr): return
-    warnings.warn(
-        f"lr={recipe.lr:g} and backbone_lr={recipe.backbone_lr:g} are the rates of COCO's recipe, for 118,287 images "
-        f"and 300 passes; this dataset has {images}. Compare a few (--lr, --backbone-lr) by their AP on the val split",
-        stacklevel=3,
-    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
-# %% ../nbs/41_training.ipynb #badday414
-def draw_batch(
-    path: str | os.PathLike,            # of a batch that `train` saved
-    processor: DetrImageProcessor,      # whose mean and deviation are taken back
-    id2label: dict[int, str] | None = None,
-):
-    """The images of a saved batch with their boxes, and how large their numbers are. Returns the
-    axes.
+def save_run(state: TrainState, path: Path, processor: DetrImageProcessor, keep: int = 0) -> None:
+    """Write a checkpoint, and beside it the model so far, as it can be used. The last `keep`
+    checkpoints stay, too. All processes call it, the first one writes.
 
     Args:
-        path (str | os.PathLike): of a batch that `train` saved
-        processor (DetrImageProcessor): whose mean and deviation are taken back
-        id2label (dict[int, str] | None)
+        state (TrainState)
+        path (Path)
+        processor (DetrImageProcessor)
+        keep (int): Defaults to 0.
     """
-    from detr_nb.visualization import grid, show_boxes
-    batch = torch.load(path, weights_only=True)
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-    axes = grid(len(batch["labels"]), columns=4, size=2.2)
-    for pixels, mask, target, ax in zip(batch["pixel_values"], batch["pixel_mask"], batch["labels"], axes):
-        height, width = int(mask[:, 0].sum()), int(mask[0].sum())
-        image = (pixels[:, :height, :width] * deviation + mean).nan_to_num(0, 1, 0).clamp(0, 1)
-        boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
-        title = f"image {int(target['image_id'])}: " * ("image_id" in target) + f"{len(boxes)} objects"
-        if not (largest := float(pixels.abs().max())) < 50: title += f"\npixels up to {largest:.0e}"  # or NaN
-        if not boxes.isfinite().all(): title += "\nboxes that are no numbers"
-        sound = boxes.isfinite().all(1)
-        shown = (image.permute(1, 2, 0) * 255).byte().numpy()
-        show_boxes(shown, boxes[sound], target["class_labels"][sound].tolist(), id2label, title=title, ax=ax)
-    return axes
+    sums = gather_objects(state.sums)
+    if rank_and_world()[0] > 0: return
+    state.save(path, sums)
+    save_model(state.eval_model, processor, path.parent / "model")
+    if not keep: return
+    named = path.with_name(f"checkpoint-{state.step}.pt")
+    with atomic(named) as part:  # the same bytes under a second name, where the file system can do that
+        try: os.link(path, part)
+        except OSError: shutil.copyfile(path, part)
+    steps = {int(file.stem.split("-")[1]): file for file in path.parent.glob("checkpoint-*.pt")}
+    for step in sorted(steps)[:-keep]: steps[step].unlink()
+
+class RunReport:
+    """What a run tells while it goes. All processes take part in it, the first one writes.
+
+    Args:
+        state (TrainState)
+        out (Path)
+        processor (DetrImageProcessor)
+        val (Any)
+        accelerator
+        log_with (Any)
+        callback (Callable[[int, Any], None] | None)
+    """
+    def __init__(
+        self, state: TrainState, out: Path, processor: DetrImageProcessor, val: Any, accelerator, log_with: Any = None,
+        callback: Callable[[int, Any], None] | None = None,
+    ):
+        self.state, self.out, self.processor, self.val, self.accelerator = state, out, processor, val, accelerator
+        self.first, self.trackers = accelerator.is_main_process, bool(log_with)
+        self.log = Log(out, state.step) if self.first else None
+        self.callback, self.collapsed = callback if self.first else None, None
+        settings = {name: value for name, value in asdict(state.recipe).items() if value is not None}
+        if self.trackers: accelerator.init_trackers("events", settings)
+        if self.callback and state.step == 0: self.callback(0, state.eval_model)
+
+    def write(self, lr: float, evaluate: bool) -> float:  # the mean loss since the last row
+        """A row of log.csv and of the trackers, where `evaluate` is set with what the model finds
+        on the val split.
+
+        Args:
+            lr (float)
+            evaluate (bool)
+
+        Returns:
+            float: the mean loss since the last row
+        """
+        step, images = self.state.step, self.state.step * self.state.recipe.batch_size
+        row = {"step": step, "pictures": images, "lr": lr} | mean_numbers(self.state, self.accelerator)
+        if evaluate and self.val is not None: row |= self.evaluate(row["loss"])
+        if self.log: self.log.write(row)
+        if self.trackers: self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step)
+        return row["loss"]
+
+    def evaluate(self, loss: float) -> dict[str, float]:
+        """AP or PQ on the val split, as a line on stderr above the bar; the best model is kept
+        apart.
+
+        Args:
+            loss (float)
+
+        Returns:
+            dict[str, float]
+        """
+        from tqdm.auto import tqdm
+        found = metrics(self.state.eval_model, self.val, self.processor, self.out)
+        self.state.take_note(next(iter(found.values())))
+        if self.first:
+            numbers = " · ".join(f"{name} {value:.3f}" for name, value in found.items())
+            tqdm.write(f"step {self.state.step}: loss {loss:.3f} · {numbers}", file=sys.stderr)
+            if self.state.since == 0: save_model(self.state.eval_model, self.processor, self.out / "best")
+        return found
+
+    def look(self, batch: BatchFeature) -> None:
+        """At an evaluation: has the network collapsed? And the user's own look.
+
+        Args:
+            batch (BatchFeature)
+        """
+        if not self.first: return
+        self.collapsed = warn_of_collapse(self.state.eval_model, batch, self.collapsed, self.state.step)
+        if self.callback: self.callback(self.state.step, self.state.eval_model)
 
 # %% ../nbs/41_training.ipynb #5c50536c
 def train(
@@ -1170,71 +975,31 @@ def train(
     """
     from accelerate.utils import set_seed
     from tqdm.auto import tqdm
-    out = Path(out)
-    processor = processor or DetrImageProcessor()
-    path = find_checkpoint(out, resume)
-    check_categories(detector.config, dataset.id2label)
-    steps = count_steps(recipe, len(dataset))
+    out, processor = Path(out), processor or DetrImageProcessor()
+    path, steps = find_checkpoint(out, resume), check_run(detector, dataset, recipe)
     masks = isinstance(detector, DetrForSegmentation)
-    if masks and hasattr(dataset, "check_masks"): dataset.check_masks()
-    warn_of_crowded(detector.config.num_queries, dataset)
-    warn_of_rates(recipe, len(dataset))
     accelerator = make_accelerator(recipe.batch_size, recipe.accumulate, masks, log_with, out)
-    world, rank = accelerator.num_processes, accelerator.process_index
     set_seed(recipe.seed)
     state = TrainState(detector, recipe, steps, accelerator.device, path)
     model, optimizer = accelerator.prepare(state.learner.train(), state.optimizer)
     state.run = describe_run(detector, dataset, processor)
-    if resume:
-        state.load(path)
-    with own_folder(out, rank), watch_sigterm() as came:
-        log = Log(out, state.step) if rank == 0 else None
-        if log_with: accelerator.init_trackers("events", {k: v for k, v in asdict(recipe).items() if v is not None})
-        if callback and state.step == 0 and rank == 0:
-            callback(0, state.eval_model)
-        last = min(steps, stop_after or steps, recipe.stop or steps)
-        evaluation_steps = {round(steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
-        sampler = StepSampler(
-            len(dataset), recipe.batch_size // world // (parts := recipe.accumulate), recipe.seed, state.step * parts,
-            last * parts, rank, world, aspect_ratios(dataset) if recipe.buckets else None,
-        )
-        passes = (last - state.step) * recipe.batch_size / len(dataset)
-        images = TrainingImages(dataset, processor, recipe, masks, cache / max(1, workers) if passes > 1 else 0)
-        loader: Any = DataLoader(
-            images, batch_sampler=sampler, collate_fn=processor.collate, num_workers=workers,
-            pin_memory=accelerator.device.type == "cuda", worker_init_fn=ignore_sigterm,
-        )
-        batches = iter(loader)
-        bar = tqdm(range(state.step, last), "train", initial=state.step, total=steps, disable=rank > 0, leave=False)
-        going_on, stopped, collapsed = True, False, None
-        for _ in bar:
-            torch.manual_seed((recipe.seed * 1_000_003 + state.step) * world + rank)
-            lr = state.schedule.get_last_lr()[0]
-            batch = [next(batches) for _ in range(parts)]
+    if resume: state.load(path)
+    last, due = min(steps, stop_after or steps, recipe.stop or steps), evaluation_steps(recipe, steps)
+    first, stopped = accelerator.is_main_process, False
+    with own_folder(out, accelerator.process_index), watch_sigterm() as came:
+        report = RunReport(state, out, processor, val, accelerator, log_with, callback)
+        batches = load_batches(state, last, dataset, processor, accelerator, workers, cache)
+        for batch in (bar := tqdm(batches, "train", steps, leave=False, initial=state.step, disable=not first)):
+            lr = float(state.schedule.get_last_lr()[0])
             state.note(train_step(state, model, optimizer, batch, accelerator))
-            step = state.step
-            evaluated, stopped = step in evaluation_steps, in_any_process(bool(came), accelerator)
-            row = {}
-            if evaluated or step <= 20 or step % 20 == 0:
-                row = {"step": step, "pictures": step * recipe.batch_size, "lr": lr}
-                row |= mean_numbers(state, accelerator)
-                bar.set_postfix(loss=f"{row['loss']:.3f}")
-            if evaluated and val is not None:
-                row |= (found := metrics(state.eval_model, val, processor, out))
-                going_on = state.improved(next(iter(found.values())))
-                if rank == 0: say_metrics(step, row["loss"], found)
-                if rank == 0 and state.since == 0: save_model(state.eval_model, processor, out / "best")
-            if evaluated and rank == 0: collapsed = warn_of_collapse(state.eval_model, batch[-1], collapsed, step)
-            if log and row:  # the first process writes
-                log.write(row)
-            if log_with and row: accelerator.log({k: v for k, v in row.items() if k != "step"}, step)
-            if log and evaluated and callback:
-                callback(step, state.eval_model)
-            if evaluated or stopped or step % 500 == 0 or step == last:
-                sums = gather_objects(state.sums)
-                if rank == 0: save_run(state, path, processor, sums, keep)
-            if stopped or not going_on: break
+            evaluated, stopped = state.step in due, in_any_process(bool(came), accelerator)
+            if evaluated or state.step <= 20 or state.step % 20 == 0:
+                bar.set_postfix(loss=f"{report.write(lr, evaluated):.3f}")
+            if evaluated: report.look(batch[-1])
+            if evaluated or stopped or state.step % 500 == 0 or state.step == last:
+                save_run(state, path, processor, keep)
+            if stopped or (evaluated and state.out_of_patience): break
         accelerator.wait_for_everyone()
         if log_with: accelerator.end_training()
-        if stopped: raise Stopped(state.step, path, rank)
+        if stopped: raise Stopped(state.step, path, accelerator.process_index)
     return out / "model"

@@ -9,8 +9,9 @@ import torch
 from detr_nb import DetrForSegmentation, SceneDetection
 from detr_nb.losses import rank_and_world
 from detr_nb.pretraining import scenes_config, scenes_processor
+from detr_nb.runs import StepSampler
 from detr_nb.training import (
-    RECIPES, StepSampler, TrainingImages, TrainState, make_accelerator, step_divisors, train_step,
+    RECIPES, TrainingImages, TrainState, make_accelerator, step_divisors, train_step,
 )
 
 # COCO's rates, and lower ones for masks: Adam divides by the size of a gradient, and where that is nearly 0 it steps by

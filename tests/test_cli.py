@@ -167,6 +167,14 @@ def test_eval(data, tmp_path):
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert set(numbers) == {"all", "things"} and len(numbers["all"]) == 12 and 0 < numbers["all"]["AP"] <= 1
     assert f"{numbers['all']['AP']:.3f}" in result.stdout
+    counted = run("eval", "--data", data, "--counts", "--json", tmp_path / "counts.json")
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    assert counted.returncode == 0 and {n: v for n, v in counts.items() if "over" not in n} == numbers
+    assert list(counts)[2:] == [f"over 0.{n}" for n in range(1, 10)]
+    right, missed = ([counts[f"over 0.{n}"][word] for n in range(1, 10)] for word in ("right", "missed"))
+    assert right == sorted(right, reverse=True) and len({a + b for a, b in zip(right, missed)}) == 1 and right[4] > 0
+    refused = run("eval", "--data", data, "--task", "panoptic", "--counts", "--out", tmp_path / "found")
+    assert refused.returncode == 2 and "--counts" in refused.stderr
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from detr_nb import CocoEvaluator, SceneDetection, evaluate
-from detr_nb.data import detection_target
+from detr_nb.boxes import box_iou
+from detr_nb.data import coco_index, detection_target
 from detr_nb.evaluation import METRICS, format_tables, thing_ids
 
 
@@ -124,6 +125,60 @@ def test_two_processes(tmp_path):
     assert quality["All"]["pq"] > 0
     wanted = str([round(v, 9) for v in [*alone["all"].values(), *alone["all masks"].values(), *quality["All"].values()]])
     assert [(folder / f"rank{rank}.txt").read_text() for rank in range(2)] == [wanted, wanted]
+
+
+def test_counts_are_those_of_counting(dataset):
+    "Right, wrong and missed over a score, against a loop over answers and objects that knows nothing of COCO's code."
+    predictions = noisy_predictions(dataset)
+    evaluator = CocoEvaluator(dataset.coco)
+    evaluator.update(predictions)
+    evaluator.accumulate()
+    for threshold in (0.0, 0.3, 0.6, 0.95):
+        right = wrong = objects = 0
+        for image_id, found in predictions.items():
+            truth = [a for a in dataset.coco.imgToAnns[image_id] if not a["iscrowd"]]
+            objects, free = objects + len(truth), list(range(len(truth)))
+            for k in found["scores"].argsort(descending=True, stable=True).tolist():
+                if found["scores"][k] <= threshold: continue
+                fits = {
+                    i: float(box_iou(found["boxes"][k, None].double(), corners_of(truth[i]))) for i in free
+                    if truth[i]["category_id"] == found["labels"][k]
+                }
+                best = max(fits, key=fits.get, default=None)
+                hit = best is not None and fits[best] >= 0.5
+                right, wrong = right + hit, wrong + (not hit)
+                if hit: free.remove(best)
+        assert evaluator.count(threshold) == {"right": right, "wrong": wrong, "missed": objects - right}
+    assert 0 < right < objects
+
+
+def corners_of(annotation):
+    x, y, w, h = annotation["bbox"]
+    return torch.tensor([[x, y, x + w, y + h]], dtype=torch.float64)
+
+
+def test_crowds_are_not_counted():
+    "Neither as an object, nor is an answer inside of one wrong."
+    truth = [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [50, 0, 40, 40], "area": 1600, "iscrowd": 1},
+    ]
+    coco = coco_index({"images": [{"id": 1}], "categories": [{"id": 1, "name": "ball"}], "annotations": truth})
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [60, 5, 80, 25], [0, 50, 10, 60]])
+    evaluator = CocoEvaluator(coco)
+    evaluator.update({1: {"scores": torch.tensor([0.9, 0.8, 0.7, 0.6]), "labels": torch.ones(4, dtype=torch.int64), "boxes": boxes}})
+    evaluator.accumulate()
+    assert evaluator.count(0.5) == {"right": 1, "wrong": 2, "missed": 0}
+    assert evaluator.count(0.85) == {"right": 1, "wrong": 0, "missed": 0} and evaluator.count(0.95)["missed"] == 1
+    evaluator.engine = "hotcoco"
+    with pytest.raises(ValueError, match="counts with engine='hotcoco': want 'pycocotools'"): evaluator.count(0.5)
+
+
+def test_counts_in_a_table():
+    text = format_tables({"all": dict.fromkeys(METRICS, 0.5), "over 0.5": {"right": 91, "wrong": 42, "missed": 26}})
+    assert [line.split() for line in text.splitlines()[-2:]] == [["right", "wrong", "missed"], ["over", "0.5", "91", "42", "26"]]
+    with pytest.raises(ValueError, match="thresholds with engine='hotcoco'"):
+        evaluate(None, SceneDetection(1, seed=0), None, engine="hotcoco", thresholds=[0.5])
 
 
 def test_table():

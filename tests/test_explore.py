@@ -10,7 +10,7 @@ from conftest import SMALL, draw_weights
 
 from detr_nb import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor, SceneDetection
 from detr_nb.explore import (
-    draw_matching, draw_pixel, draw_query, draw_threshold, inspect_image,
+    Recorder, answers_without, draw_matching, draw_pixel, draw_query, draw_threshold, inspect_image,
     loss_parts, matching_costs, read_record,
 )
 from detr_nb.visualization import draw_training, explore, png
@@ -198,3 +198,39 @@ def test_faults_are_named(model, processor, record):
 def test_a_image_without_objects(model, processor):
     inspection = inspect_image(model, processor, SceneDetection(2, seed=0)[0][0], {"image_id": 1, "annotations": []})
     assert png(draw_query(inspection, 0, 0)) and png(draw_matching(inspection, 0, 3, 3)) and matching_costs(inspection)[1] == {}
+
+
+def test_hidden_cells_are_not_read():
+    "Nothing hidden: what the model says. Hidden cells may hold anything, and the answers stay the same."
+    model, processor = DetrForObjectDetection.from_pretrained("scenes").eval(), DetrImageProcessor.from_pretrained("scenes")
+    batch = processor(SceneDetection(16, seed=0, split="val")[13][0], return_tensors="pt")
+    with torch.inference_mode(): outputs = model(**batch)
+    classes, boxes = answers_without(model, batch, [])
+    assert classes.shape == (25, 14) and boxes.shape == (25, 4)
+    torch.testing.assert_close(classes, outputs.logits[0].softmax(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(boxes, outputs.pred_boxes[0], atol=1e-5, rtol=0)
+    cells = [3, 40, 41, 200]
+    hidden = answers_without(model, batch, cells)
+    assert (hidden[0] - classes).abs().max() > 1e-3
+
+    def spoil(module, inputs, states):
+        states[0][-1][:, cells] += 100.0
+        return states
+
+    handle = model.model.encoder.register_forward_hook(spoil)
+    try: spoiled = answers_without(model, batch, cells)
+    finally: handle.remove()
+    for one, other in zip(hidden, spoiled): torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_recorder_keeps_maps_that_are_not_square(tmp_path):
+    model, processor = DetrForObjectDetection.from_pretrained("scenes").eval(), DetrImageProcessor.from_pretrained("scenes")
+    wide = np.concatenate([np.asarray(SceneDetection(16, seed=0, split="val")[i][0]) for i in (1, 9)], 1)
+    recorder = Recorder(tmp_path / "record.npz", [(wide, None)], processor)
+    recorder(7, model)
+    seen = inspect_image(model, processor, wide)
+    maps = torch.from_numpy(seen.cross[-1]).mean(0)
+    with np.load(tmp_path / "record.npz") as file:
+        assert file["attention"].shape == (1, 1, 25, 16, 32)
+        wanted = maps / maps.amax((1, 2), keepdim=True) * 255
+        assert np.abs(file["attention"][0, 0].astype(float) - wanted.numpy()).max() < 1

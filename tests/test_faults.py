@@ -25,7 +25,8 @@ from detr_nb.data import annotation_mask, detection_target, read_counts
 from detr_nb.files import atomic, read_image, write_json
 from detr_nb.matcher import check_targets
 from detr_nb.own_data import start_training
-from detr_nb.training import RECIPES, Recipe, TrainState, average_weights, describe_run
+from detr_nb.runs import describe_run
+from detr_nb.training import RECIPES, Recipe, TrainState, average_weights
 
 TINY = dict(
     use_pretrained_backbone=False, backbone="resnet18", d_model=32, encoder_layers=1, decoder_layers=1,
@@ -267,7 +268,7 @@ def test_row_11_a_training_takes_no_folder_of_another(tmp_path, there):
 
 
 def test_row_11_an_interrupted_start_begins_again(tmp_path):
-    from detr_nb.training import find_checkpoint
+    from detr_nb.runs import find_checkpoint
     (tmp_path / "log.csv").write_text("step\n1\n")
     (tmp_path / ".lock").touch()
     assert find_checkpoint(tmp_path, resume=False) == tmp_path / "checkpoint.pt"

@@ -24,8 +24,9 @@ from detr_nb.own_data import init_class_head, read_stuff_ids, start_training
 from detr_nb.position import LearnedPositionEmbedding
 from detr_nb.pretraining import scenes_config, scenes_processor
 from detr_nb.processor import BatchFeature, DetrImageProcessor
+from detr_nb.runs import StepSampler
 from detr_nb.training import (
-    Recipe, StepSampler, TrainState, TrainingImages, as_learner, count_steps, make_accelerator,
+    Recipe, TrainState, TrainingImages, as_learner, count_steps, make_accelerator,
     make_optimizer, mean_numbers, train, train_step,
 )
 from detr_nb.transforms import crop, flip, random_scale, resize

@@ -16,9 +16,10 @@ from detr_nb.own_data import compare_coins
 from detr_nb.pretraining import (
     PretrainingScenes, compare_beginnings, init_scenes_detector, pretrain_backbone, scenes_config, scenes_processor,
 )
+from detr_nb.runs import StepSampler, find_collapse
 from detr_nb.training import (
-    BY_HEART, RECIPES, GroupedQueries, Recipe, StepSampler, TrainingImages, TrainState, find_collapse, learn_by_heart, train,
-    warn_of_collapse, warn_of_rates,
+    BY_HEART, RECIPES, GroupedQueries, Recipe, RunReport, TrainingImages, TrainState, evaluation_steps, learn_by_heart,
+    load_batches, make_accelerator, train, warn_of_collapse, warn_of_rates,
 )
 
 
@@ -319,7 +320,7 @@ def test_buckets_hold_what_the_passes_hold(length):
 
 def test_sizes_for_buckets_come_from_the_annotations():
     from detr_nb.data import CocoDetection, coco_index
-    from detr_nb.training import aspect_ratios
+    from detr_nb.runs import aspect_ratios
     dataset = CocoDetection.__new__(CocoDetection)
     entries = [{"id": 7, "width": 40, "height": 20}, {"id": 9, "width": 10, "height": 30}]
     dataset.coco = coco_index({"images": entries, "annotations": [], "categories": []})
@@ -525,3 +526,44 @@ def test_stored_sizes(name, tmp_path):
     stored = {row["loss"] for row in experiment("sizes") if row["run"] == name}
     torch.set_num_threads(1)
     assert learn_sizes(name, tmp_path / "run", stop=1)[1] == pytest.approx(stored.pop(), rel=0.01) and not stored
+
+
+def test_batches_and_random_numbers_follow_from_the_step():
+    "A run that begins at step 3 has the batches and the random numbers of one in a piece from there on."
+    recipe, accelerator = replace(SHORT, batch_size=4, accumulate=2, seed=5), make_accelerator(4, 2)
+
+    def drawn(start, last):
+        state = TrainState(tiny(), recipe, steps=6)
+        state.step, found = start, []
+        for parts in load_batches(state, last, SceneDetection(10, seed=2), scenes_processor(), accelerator):
+            found.append(([[int(t["image_id"]) for t in part.labels] for part in parts], float(torch.rand(()))))
+        return found
+
+    whole = drawn(0, 6)
+    assert len(whole) == 6 and all([len(part) for part in parts] == [2, 2] for parts, _ in whole)
+    assert drawn(3, 6) == whole[3:] and drawn(0, 2) == whole[:2]
+    assert len({number for _, number in whole}) == 6
+
+
+def test_evaluations_are_evenly_spaced_and_the_last_step_is_one():
+    assert evaluation_steps(replace(SHORT, evaluations=3), 10) == {3, 7, 10}
+    assert evaluation_steps(replace(SHORT, evaluations=30), 4) == {0, 1, 2, 3, 4}
+
+
+def test_report_keeps_the_best_model_apart(tmp_path, monkeypatch, capsys):
+    values = iter([0.2, 0.4, 0.3])
+    monkeypatch.setattr("detr_nb.training.metrics", lambda *a: {"AP": next(values)})
+    state, accelerator, seen = TrainState(tiny(), replace(SHORT, patience=2), steps=6), make_accelerator(SHORT.batch_size), []
+    report = RunReport(
+        state, tmp_path, scenes_processor(), SceneDetection(1, seed=0), accelerator, callback=lambda step, _: seen.append(step)
+    )
+    kept = []
+    for step in (1, 2, 3):
+        state.step = step
+        state.note({"loss": torch.tensor(float(step))})
+        assert report.write(1e-4, evaluate=True) == step
+        kept.append((tmp_path / "best" / "model.safetensors").stat().st_mtime_ns)
+    assert kept[0] < kept[1] == kept[2] and (state.best, state.since, state.out_of_patience) == (0.4, 1, False)
+    assert [row["AP"] for row in read_log(tmp_path / "log.csv")] == [0.2, 0.4, 0.3] and seen == [0]
+    state.take_note(0.4)
+    assert state.out_of_patience

@@ -166,7 +166,8 @@ SHARE = """
 import sys, time, torch
 from detr_nb import SceneDetection
 from detr_nb.pretraining import init_scenes_detector, scenes_processor
-from detr_nb.training import RECIPES, StepSampler, TrainingImages, TrainState, make_accelerator, train_step
+from detr_nb.runs import StepSampler
+from detr_nb.training import RECIPES, TrainingImages, TrainState, make_accelerator, train_step
 threads, batch, steps = map(int, sys.argv[1:])
 torch.set_num_threads(threads)
 accelerator, recipe, processor = make_accelerator(batch), RECIPES["scenes"], scenes_processor()

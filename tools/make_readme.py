@@ -18,7 +18,7 @@ FIGURES = {  # chapter → which of its figures stands for it in the table
     "30_transforms": 0, "31_post_processing": 5, "32_processor": 0, "33_evaluation": 0, "40_pretraining": 1,
     "41_training": 3, "42_own_data": 3, "43_scaling": 0, "50_explore": 1, "51_speed": 3, "52_cli": 0,
     "90_visualization": 1, "91_files": 0, "92_scenes": 3, "93_data": 2, "94_config": 0, "95_checkpoints": 0,
-    "96_datasets": 0, "97_integrations": 0, "98_bench": 0,
+    "96_datasets": 0, "97_integrations": 0, "98_bench": 0, "99_runs": 0,
 }
 
 

@@ -83,7 +83,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "the last step before the stop is not saved", "training", "training_trains_and_stops_where_the_recipe_says",
-        "if evaluated or stopped or step % 500 == 0 or step == last:", "if evaluated or stopped or step % 500 == 0:",
+        "or state.step % 500 == 0 or state.step == last:", "or state.step % 500 == 0:",
     ),
     (
         "the last images of an epoch are left out", "training", "an_epoch_is_a_whole_one",
@@ -91,15 +91,15 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "math.floor(recipe.epochs * images / recipe.batch_size)",
     ),
     (
-        "processes take the same images", "training", "two_processes_share_what_one_would_take",
+        "processes take the same images", "runs", "two_processes_share_what_one_would_take",
         "(step * self.world + self.rank) * self.batch_size", "step * self.world * self.batch_size + self.rank",
     ),
     (
-        "every pass has the order of the first", "training", "every_pass_has_an_order_of_its_own",
+        "every pass has the order of the first", "runs", "every_pass_has_an_order_of_its_own",
         "shuffled(self.length, self.seed + turn), self.batch", "shuffled(self.length, self.seed), self.batch",
     ),
     (
-        "the order does not depend on the seed", "training", "every_pass_has_an_order_of_its_own",
+        "the order does not depend on the seed", "runs", "every_pass_has_an_order_of_its_own",
         "shuffled(self.length, self.seed + turn), self.batch", "shuffled(self.length, turn), self.batch",
     ),
     (
