@@ -18,8 +18,8 @@ from playwright.sync_api import expect
 ROOT = Path(__file__).parent.parent
 SHOTS = ROOT / "build" / "browser"
 WIDGETS = {  # of the chapter, in order: their controls
-    "query": ["query", "layer"], "pixel": ["middle_of"], "matching": ["query", "right", "down", "size"],
-    "training": ["query", "moment", "image"], "threshold": ["threshold"], "head": ["head", "layer"],
+    "query": ["query", "layer"], "hidden": ["query", "hidden"], "pixel": ["middle_of"],
+    "matching": ["query", "right", "down", "size"], "training": ["query", "moment", "image"], "threshold": ["threshold"],
 }
 LISTS = {"query", "middle_of"}  # to pick from; the others are sliders
 SETTINGS = {  # every cell stays in the page; nothing is fetched from elsewhere

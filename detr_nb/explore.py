@@ -128,27 +128,29 @@ def run_detector(
 def answers_without(
     model: DetrForObjectDetection | DetrForSegmentation,
     batch: Any,              # of one image: pixel_values (1, 3, H, W) and pixel_mask (1, H, W)
-    cells: Sequence[int],    # of the feature map, row by row: the decoder may not read them, in any layer
-) -> tuple[Tensor, Tensor]:  # class probabilities (N, C + 1); boxes (N, 4), centre and size in 0…1
-    """What a detector says when some cells of its map are hidden from the queries. (The encoder has
-    seen them.)
+    hidden: Tensor,          # (K, h·w) bool, cells row by row: in each of K trials the decoder may not read these
+) -> tuple[Tensor, Tensor]:  # class probabilities (K, N, C + 1); boxes (K, N, 4), centre and size in 0…1
+    """What a detector says when cells of its map are hidden from the queries, K times. (The encoder
+    has seen them.)
 
     Args:
         model (DetrForObjectDetection | DetrForSegmentation)
         batch (Any): of one image: pixel_values (1, 3, H, W) and pixel_mask (1, H, W)
-        cells (Sequence[int]): of the feature map, row by row: the decoder may not read them, in any
-            layer
+        hidden (Tensor): (K, h·w) bool, cells row by row: in each of K trials the decoder may not
+            read these
 
     Returns:
-        tuple[Tensor, Tensor]: class probabilities (N, C + 1); boxes (N, 4), centre and size in 0…1
+        tuple[Tensor, Tensor]: class probabilities (K, N, C + 1); boxes (K, N, 4), centre and size
+            in 0…1
     """
     detector = model.detr if isinstance(model, DetrForSegmentation) else model
     with evaluating(model):
         tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)[1]
-        memory, mask = detector.model.encoder(*tokens)[0][-1], tokens.mask.clone()
-        mask[:, list(cells)] = 0
-        queries = detector.model.query_position_embeddings.weight[None]
-        states = detector.model.decoder(torch.zeros_like(queries), queries, memory, tokens.positions, mask).last[0]
+        queries, memory, positions = (values.expand(len(hidden), -1, -1) for values in (
+            detector.model.query_position_embeddings.weight, detector.model.encoder(*tokens)[0][-1], tokens.positions
+        ))
+        left = tokens.mask & ~hidden.to(tokens.mask.device)
+        states = detector.model.decoder(torch.zeros_like(queries), queries, memory, positions, left).last
     return detector.class_labels_classifier(states).softmax(-1), detector.bbox_predictor(states).sigmoid()
 
 @torch.inference_mode()
@@ -425,7 +427,10 @@ def loss_parts(
     }
 
 # %% ../nbs/50_explore.ipynb #4b125032
-def show_costs(ax, cost: Tensor, matched: Mapping[int, int], query: int, names: Sequence[str]) -> None:
+def show_costs(
+    ax, cost: Tensor, matched: Mapping[int, int], query: int, names: Sequence[str],
+    rows: set[int],  # numbered, beside the query's own
+) -> None:
     """The cost matrix, its matching as rings, and one row marked; nothing where there is no target.
 
     Args:
@@ -434,6 +439,7 @@ def show_costs(ax, cost: Tensor, matched: Mapping[int, int], query: int, names: 
         matched (Mapping[int, int])
         query (int)
         names (Sequence[str])
+        rows (set[int]): numbered, beside the query's own
     """
     if not len(names): return
     ax.imshow(cost.numpy(), cmap="viridis", aspect="auto")
@@ -441,7 +447,7 @@ def show_costs(ax, cost: Tensor, matched: Mapping[int, int], query: int, names: 
         list(matched.values()), list(matched), s=28, facecolors="none", edgecolors="#D55E00", linewidths=1.6
     )
     ax.axhspan(query - 0.5, query + 0.5, fill=False, edgecolor="white", lw=1.4)
-    show_axis(ax, "cost of every query for every target", yticks=[query])
+    show_axis(ax, "cost of every query for every target", yticks=sorted(rows | {query}))
     ax.set_xticks(range(len(names)), [name[:5] for name in names], rotation=35)
 
 def describe_changes(
@@ -485,7 +491,7 @@ def draw_matching(
     """
     check_range("query", query, len(inspection.logits))
     boxes = move_box(inspection, query, right, down, size)
-    cost, matched = matching_costs(inspection, boxes)
+    (_, was), (cost, matched) = matching_costs(inspection), matching_costs(inspection, boxes)
     own, now = (loss_parts(inspection, some) for some in (inspection.boxes, boxes))
     names = name_targets(inspection)
     figure, (place, matrix, parts) = panels((0.1, 2.4), (2.8, 6.2), (7.0, 9.0))
@@ -494,7 +500,7 @@ def draw_matching(
         title="targets, and the moved box", ax=place,
     )
     draw_box(place, inspection.corners(boxes[query]), "black", "--")
-    show_costs(matrix, cost, matched, query, names)
+    show_costs(matrix, cost, matched, query, names, {q for q, _ in was.items() ^ matched.items()})
     values = [value for part in own for value in (now[part], own[part])]
     bars(
         parts, [name for part in own for name in (part, "was")], values, ["#0072B2", "0.75"] * len(own),
@@ -503,7 +509,7 @@ def draw_matching(
     figure.set_label(
         f"The box of query {query}, moved by ({right:g}, {down:g}) pixels and sized {size:g} times, "
         f"is matched to {names[matched[query]] if query in matched else 'nobody'}; "
-        f"{describe_changes(matching_costs(inspection)[1], matched, names)}. "
+        f"{describe_changes(was, matched, names)}. "
         f"The loss is {sum(now.values()):.2f}; with the model's own box it is {sum(own.values()):.2f}."
     )
     return figure
@@ -740,8 +746,8 @@ def explore_training(record: Record):
     Args:
         record (Record)
     """
-    said = record.said()[-1, 0]
-    names = {f"{q} · {class_name(label, record.config)}": q for q, label in enumerate(said.tolist())}
+    labels = enumerate(record.said()[-1, 0].tolist())
+    names = {f"{q} · {class_name(label, record.config)}": q for q, label in labels}
     last = len(record.step) - 1
     return explore(
         partial(draw_training, record), query=names, moment=(0, last, last), image=(0, 0, len(record.images) - 1)
