@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from detr_nb.data import (
 )
 from .detector import DetrForObjectDetection, evaluating
 from .files import atomic, write_json
+from .integrations import ENGINES, box_rows, mask_entries
 from .losses import gather_objects, rank_and_world
 from .mask_head import DetrForSegmentation
 from .post_processing import resize_masks, split_outputs, to_rle
@@ -37,46 +37,6 @@ __all__ = [
     "METRICS", "CocoEvaluator", "evaluate", "format_tables", "Quality", "compare_segments",
     "summarize_quality", "PanopticEvaluator", "format_qualities", "evaluate_panoptic", "metrics"
 ]
-
-# %% ../nbs/33_evaluation.ipynb #1c17ce2e
-def box_rows(
-    predictions: Mapping[int, Mapping[str, np.ndarray]],  # image id → scores (K,), labels (K,), boxes (K, 4; corners)
-) -> np.ndarray:                                          # (ΣK, 7) image, x, y, width, height, score, category
-    """All boxes as `pycocotools` loads them, in order of the images.
-
-    Args:
-        predictions (Mapping[int, Mapping[str, np.ndarray]]): image id → scores (K,), labels (K,),
-            boxes (K, 4; corners)
-
-    Returns:
-        np.ndarray: (ΣK, 7) image, x, y, width, height, score, category
-    """
-    rows = [
-        np.column_stack([
-            np.full(len(p["scores"]), i), p["boxes"][:, :2], p["boxes"][:, 2:] - p["boxes"][:, :2], p["scores"],
-            p["labels"],
-        ])
-        for i, p in sorted(predictions.items())
-    ]
-    return np.concatenate([np.zeros((0, 7)), *rows]).astype(np.float64)
-
-def mask_entries(
-    predictions: Mapping[int, Mapping],  # image id → scores (K,), labels (K,), masks: K run lengths
-) -> list[dict]:
-    """All masks as `pycocotools` loads them, in order of the images.
-
-    Args:
-        predictions (Mapping[int, Mapping]): image id → scores (K,), labels (K,), masks: K run
-            lengths
-
-    Returns:
-        list[dict]
-    """
-    return [
-        {"image_id": i, "category_id": int(label), "score": float(score), "segmentation": mask}
-        for i, p in sorted(predictions.items())
-        for score, label, mask in zip(p["scores"], p["labels"], p["masks"])
-    ]
 
 # %% ../nbs/33_evaluation.ipynb #0eaf1449
 def truth_faults(coco, masks: bool) -> Iterator[Fault]:
@@ -122,54 +82,6 @@ def check_prediction(image_id: int, found: Mapping, wanted: Sequence[str]) -> No
     for name in wanted:
         if name != "masks" and not found[name].isfinite().all():
             raise ValueError(f"image {image_id}: {name} of the prediction are not finite: {found[name][:3].tolist()} …")
-
-# %% ../nbs/33_evaluation.ipynb #0e58f8c5
-def evaluate_by_pycocotools(truth, results, iou_type: Any, image_ids: list[int]) -> Any:
-    """A `COCOeval` of results for some images, accumulated.
-
-    Args:
-        truth
-        results
-        iou_type (Any)
-        image_ids (list[int])
-
-    Returns:
-        Any
-    """
-    from pycocotools.cocoeval import COCOeval
-    found = truth.loadRes(results) if len(results) else type(truth)()
-    evaluation = COCOeval(truth, found, iou_type)
-    evaluation.params.imgIds = image_ids
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation
-
-def evaluate_by_hotcoco(truth, results, iou_type: Any, image_ids: list[int]) -> Any:
-    """The same, many times faster; needs the package `hotcoco`.
-
-    Args:
-        truth
-        results
-        iou_type (Any)
-        image_ids (list[int])
-
-    Returns:
-        Any
-    """
-    from pycocotools.cocoeval import COCOeval
-    hotcoco: Any = import_module("hotcoco")
-    dataset = hotcoco.COCO(truth.dataset)
-    fast = hotcoco.COCOeval(dataset, dataset.loadRes(results), iou_type)
-    fast.params.imgIds = image_ids
-    fast.evaluate()
-    fast.accumulate()
-    evaluation: Any = COCOeval(iouType=iou_type)
-    evaluation.params.imgIds, evaluation.params.catIds = image_ids, sorted(truth.getCatIds())
-    arrays = {name: np.asarray(fast.eval[name]) for name in ("precision", "recall", "scores")}
-    evaluation.eval = {"params": evaluation.params, **arrays}
-    return evaluation
-
-ENGINES = {"pycocotools": evaluate_by_pycocotools, "hotcoco": evaluate_by_hotcoco}
 
 # %% ../nbs/33_evaluation.ipynb #e6f92a8e
 METRICS = (

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 __all__ = [
     "Inspection", "run_detector", "answers_without", "inspect_image", "query_names", "mass_inside",
     "matching_costs", "name_targets", "draw_query", "draw_pixel", "move_box", "loss_parts",
-    "draw_matching", "Record", "read_record", "Recorder", "nms_keep_mask", "count_duplicates",
+    "draw_matching", "read_record", "Recorder", "nms_keep_mask", "count_duplicates",
     "draw_threshold", "explore_query", "explore_pixel", "explore_matching", "explore_training",
     "explore_threshold"
 ]
@@ -38,10 +38,11 @@ from .mask_head import DetrForSegmentation
 from .matcher import HungarianMatcher, assign, check_targets, matching_cost
 from .post_processing import valid_ratio
 from .processor import DetrImageProcessor
+from .runs import Record, draw_training
 from .transforms import normalize_target, to_rgb_tensor, to_uint8_image
 from detr_nb.visualization import (
-    bars, check_range, class_bars, class_colour, class_name, draw_box, draw_training, explore, mosaic, panels,
-    show_axis, show_boxes, show_heat,
+    bars, check_range, class_bars, class_colour, class_name, draw_box, explore, mosaic, panels, show_axis, show_boxes,
+    show_heat,
 )
 
 if TYPE_CHECKING:
@@ -513,33 +514,6 @@ def draw_matching(
         f"The loss is {sum(now.values()):.2f}; with the model's own box it is {sum(own.values()):.2f}."
     )
     return figure
-
-# %% ../nbs/50_explore.ipynb #f5fb5ae5
-@dataclass(frozen=True, eq=False)
-class Record:
-    """What a `Recorder` kept: M moments, P images, N queries.
-
-    Attributes:
-        images (Sequence[np.ndarray]): P of (H, W, 3) uint8
-        config (DetrConfig): of the model: names of the categories
-        step (np.ndarray): (M,)
-        boxes (np.ndarray): (M, P, N, 4) centre and size in 0…1
-        probabilities (np.ndarray): (M, P, N, C + 1) in 0…1
-        attention (np.ndarray): (M, P, N, h, w) over its maximum
-    """
-    images: Sequence[np.ndarray]  # P of (H, W, 3) uint8
-    config: DetrConfig            # of the model: names of the categories
-    step: np.ndarray              # (M,)
-    boxes: np.ndarray             # (M, P, N, 4) centre and size in 0…1
-    probabilities: np.ndarray     # (M, P, N, C + 1) in 0…1
-    attention: np.ndarray         # (M, P, N, h, w) over its maximum
-
-    def said(self) -> np.ndarray:  # (M, P, N) the likeliest class, "nothing" among them
-        """
-        Returns:
-            np.ndarray: (M, P, N) the likeliest class, "nothing" among them
-        """
-        return self.probabilities.argmax(-1)
 
 # %% ../nbs/50_explore.ipynb #29105d5f
 def read_record(

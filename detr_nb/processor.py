@@ -21,7 +21,7 @@ from .boxes import box_xyxy_to_cxcywh
 from .config import setting_names
 from .data import detection_target, entry_faults, is_number, panoptic_target, raise_faults
 from .files import find_file, orientation, read_json, write_json
-from .transforms import resize, resized_size, to_rgb_tensor
+from .transforms import is_edge, read_size, resize, resized_size, to_rgb_tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,52 +38,6 @@ __all__ = [
     "FORMATS", "IMAGENET_MEAN", "IMAGENET_STD", "BatchFeature", "DetrImageProcessor",
     "DetrFeatureExtractor"
 ]
-
-# %% ../nbs/32_processor.ipynb #f6158377
-def is_edge(value: Any) -> bool:
-    """Whether a value can be the edge of an image: a whole number of at least 1.
-
-    Args:
-        value (Any)
-
-    Returns:
-        bool
-    """
-    return is_number(value, 1) and value % 1 == 0
-
-def read_size(
-    size: int | Sequence[int] | dict[str, int],  # every form that a public `preprocessor_config.json` holds
-    max_size: int | None = None,                 # the longest edge, beside a bare number
-) -> dict[str, int]:
-    """A size as a dictionary.
-
-    Args:
-        size (int | Sequence[int] | dict[str, int]): every form that a public
-            `preprocessor_config.json` holds
-        max_size (int | None): the longest edge, beside a bare number
-
-    Returns:
-        dict[str, int]
-
-    Raises:
-        ValueError: for a form that says nothing.
-    """
-    array = np.asarray(size, dtype=object)
-    names = {(): ("shortest_edge",), (2,): ("height", "width")}.get(array.shape, ())
-    given = size if isinstance(size, dict) else dict(zip(names, array.ravel()))
-    edges = {name: edge for name, edge in given.items() if edge is not None}
-    if max_size and set(edges) == {"shortest_edge"}:
-        edges["longest_edge"] = max_size
-    forms = (
-        {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"},
-        {"max_height", "max_width"},
-    )
-    if set(edges) not in forms or not all(map(is_edge, edges.values())):
-        wanted = f"the keys {' or '.join(str(sorted(form)) for form in forms)}"
-        raise ValueError(
-            f"size={size}: want a number, (height, width), or a dictionary of positive whole numbers with {wanted}"
-        )
-    return {name: int(edge) for name, edge in edges.items()}
 
 # %% ../nbs/32_processor.ipynb #fdde90ec
 def place_pixels(
@@ -369,10 +323,11 @@ def warn_of_range(
         if not pixels.isfinite().all(): raise ValueError("the image holds NaN or infinity: want finite numbers")
     elif pixels.dtype != torch.uint8 and rescale and (pixels.min() < 0 or pixels.max() > 255):
         raise ValueError(f"the image holds whole numbers from {pixels.min()} to {pixels.max()}: want 0 … 255")
-    if rescale and pixels.is_floating_point() and 0 < pixels.max() <= 1:
+    if rescale and pixels.is_floating_point() and (pixels.min() < 0 or 0 < pixels.max() <= 1):
         warnings.warn(
-            "an image of floating point numbers in 0…1 is divided by 255: it looks as if it had been rescaled "
-            "before. If so, pass do_rescale=False", stacklevel=4,
+            f"an image of floating point numbers from {pixels.min():.3g} to {pixels.max():.3g} is divided by 255: it "
+            "looks as if it had been rescaled or normalised before. If so, pass do_rescale=False, and "
+            "do_normalize=False where it was normalised", stacklevel=4,
         )
     if normalize and not rescale and pixels.max() > 2:
         warnings.warn(
@@ -408,7 +363,7 @@ class DetrImageProcessor:
 
     Args:
         size (int | Sequence[int] | dict[str, int] | None): shortest edge 800, longest 1333
-        max_size (int | None): beside a bare number: 1333
+        max_size (int | None): longest edge, beside a shortest one; beside a bare number: 1333
         do_resize (bool): Defaults to True.
         do_rescale (bool): Defaults to True.
         rescale_factor (float): Defaults to 1 / 255.
@@ -432,7 +387,7 @@ class DetrImageProcessor:
     def __init__(
         self,
         size: int | Sequence[int] | dict[str, int] | None = None,  # shortest edge 800, longest 1333
-        max_size: int | None = None,            # beside a bare number: 1333
+        max_size: int | None = None,            # longest edge, beside a shortest one; beside a bare number: 1333
         do_resize: bool = True,
         do_rescale: bool = True,
         rescale_factor: float = 1 / 255,
@@ -455,8 +410,6 @@ class DetrImageProcessor:
         for name, value in {**flags, "do_convert_annotations": do_convert_annotations}.items():
             if not isinstance(value, (bool, np.bool_)) and (name in flags or value is not None):
                 raise ValueError(f"{name}={value!r}: want True or False")
-        if max_size is not None and not is_edge(max_size):
-            raise ValueError(f"max_size={max_size!r}: want a whole number of at least 1")
         if pad_size is not None and (
             not isinstance(pad_size, dict)
             or set(pad_size) != {"height", "width"}
@@ -465,9 +418,9 @@ class DetrImageProcessor:
             raise ValueError(
                 f"pad_size={pad_size!r}: want a dictionary with 'height' and 'width', whole numbers of at least 1"
             )
-        self.size = read_size(
-            800 if size is None else size, max_size or (None if isinstance(size, dict) else 1333)
-        )
+        self.size = read_size(800 if size is None else size, max_size)
+        if max_size is not None and self.size.get("longest_edge") != max_size:
+            raise ValueError(f"max_size={max_size} beside size={size}: want it beside a shortest edge alone")
         self.pad_size = None if pad_size is None else (pad_size["height"], pad_size["width"])
         self.do_resize, self.do_normalize, self.do_pad = do_resize, do_normalize, do_pad
         self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
@@ -519,7 +472,13 @@ class DetrImageProcessor:
         names = setting_names(cls)
         if unknown := sorted(set(changes) - set(names)):
             raise TypeError(f"{', '.join(unknown)}: no such setting of {cls.__name__}, nor another argument")
-        settings = {k: v for k, v in values.items() if k in names}
+        settings: dict[str, Any] = {k: v for k, v in values.items() if k in names}
+        if settings.get("size") is not None:
+            settings["size"] = edges = read_size(settings["size"], settings.pop("max_size", None))
+            if is_edge(changes.get("size")):  # the shortest edge; the longest stays
+                changes.setdefault("max_size", edges.get("longest_edge"))
+            elif changes.get("size") is None and changes.get("max_size") is not None:
+                settings["size"] = {name: edge for name, edge in edges.items() if name != "longest_edge"}
         processor = cls(**settings | {k: v for k, v in changes.items() if v is not None})
         processor.extra = {k: v for k, v in values.items() if k not in names}
         return processor
@@ -583,16 +542,16 @@ class DetrImageProcessor:
         """
         pixels, target = self.resize_image(to_rgb_tensor(image, channels_first), target)
         change = pixel_change(self, pixels.device)
-        if change is None: return pixels, target
         place = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
-        return place_pixels(place, pixels, change), target
+        return pixels if change is None else place_pixels(place, pixels, change), target
 
     def resize_image(
         self,
         pixels: Tensor,                           # (3, H, W) as the user gave it
         target: dict[str, Tensor] | None = None,  # boxes (T, 4) corners in pixels, masks (T, H, W)
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """The first step of `encode`: the image resized, in its own numbers, and its target.
+        """The first step of `encode`: the image resized, in its own numbers; its target too, boxes
+        as shares where asked for.
 
         Args:
             pixels (Tensor): (3, H, W) as the user gave it
@@ -716,10 +675,8 @@ class DetrImageProcessor:
         Returns:
             BatchFeature
         """
-        tensors = [
-            torch.as_tensor(np.array(p) if isinstance(p, np.ndarray) else p) for p in pixel_values_list
-        ]
-        return convert_batch(self.collate([(pixels, None) for pixels in tensors]), return_tensors)
+        items = (np.array(p) if isinstance(p, np.ndarray) else p for p in pixel_values_list)
+        return convert_batch(self.collate([(torch.as_tensor(p), None) for p in items]), return_tensors)
 
     def post_process_object_detection(
         self,

@@ -14,20 +14,29 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from .boxes import box_cxcywh_to_xyxy
+from .config import DetrConfig
 from .data import CocoDetection, CocoPanoptic, first_three, is_whole
-from .visualization import grid, show_boxes
+from detr_nb.visualization import (
+    check_range, class_bars, class_colour, class_name, draw_box, grid, panels, show_axis, show_boxes, show_heat,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = [
-    "shuffled", "StepSampler", "Stopped", "find_collapse", "draw_batch"
+    "shuffled", "StepSampler", "Stopped", "find_collapse", "draw_batch", "Record", "show_distance",
+    "show_all_boxes", "draw_training"
 ]
 
 # %% ../nbs/99_runs.ipynb #5846fd48
@@ -367,3 +376,114 @@ def draw_batch(
         shown = (image.permute(1, 2, 0) * 255).byte().numpy()
         show_boxes(shown, boxes[sound], target["class_labels"][sound].tolist(), id2label, title=title, ax=ax)
     return axes
+
+# %% ../nbs/99_runs.ipynb #29105d50
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a `Recorder` kept: M moments, P images, N queries.
+
+    Attributes:
+        images (Sequence[np.ndarray]): P of (H, W, 3) uint8
+        config (DetrConfig): of the model: names of the categories
+        step (np.ndarray): (M,)
+        boxes (np.ndarray): (M, P, N, 4) centre and size in 0…1
+        probabilities (np.ndarray): (M, P, N, C + 1) in 0…1
+        attention (np.ndarray): (M, P, N, h, w) over its maximum
+    """
+    images: Sequence[np.ndarray]  # P of (H, W, 3) uint8
+    config: DetrConfig            # of the model: names of the categories
+    step: np.ndarray              # (M,)
+    boxes: np.ndarray             # (M, P, N, 4) centre and size in 0…1
+    probabilities: np.ndarray     # (M, P, N, C + 1) in 0…1
+    attention: np.ndarray         # (M, P, N, h, w) over its maximum
+
+    def said(self) -> np.ndarray:  # (M, P, N) the likeliest class, "nothing" among them
+        """
+        Returns:
+            np.ndarray: (M, P, N) the likeliest class, "nothing" among them
+        """
+        return self.probabilities.argmax(-1)
+
+# %% ../nbs/99_runs.ipynb #93cd8b63
+def show_distance(ax, record: Record, moment: int, query: int) -> float:
+    """L1 distance between a query's boxes and its last ones, mean over the images, as a line;
+    returns it for this moment.
+
+    Args:
+        ax
+        record (Record)
+        moment (int)
+        query (int)
+
+    Returns:
+        float
+    """
+    distance = np.abs(record.boxes[:, :, query] - record.boxes[-1, :, query]).sum(-1).mean(1)
+    ax.plot(record.step / 1000, distance, "o-", ms=3, color="#0072B2")
+    ax.axvline(record.step[moment] / 1000, color="#D55E00", lw=1)
+    show_axis(ax, "distance to its last boxes", ylim=(0, None))
+    ax.set_xlabel("thousand steps", fontsize=7, labelpad=1)
+    return float(distance[moment])
+
+def show_all_boxes(ax, record: Record, moment: int, query: int) -> None:
+    """A query's boxes in all images, in the colour of what it says, each class named once; grey
+    where that is nothing.
+
+    Args:
+        ax
+        record (Record)
+        moment (int)
+        query (int)
+    """
+    said, named = record.said()[moment, :, query], set()
+    for (x, y, w, h), label in zip(record.boxes[moment, :, query], said):
+        nothing = label == record.config.num_labels
+        colour = "0.6" if nothing else class_colour(int(label))
+        ax.plot(
+            x + w / 2 * np.array([-1, 1, 1, -1, -1]), y + h / 2 * np.array([-1, -1, 1, 1, -1]), color=colour, lw=1.2,
+        )
+        if not nothing and label not in named:
+            named.add(label)
+            ax.text(x - w / 2, y - h / 2, class_name(label, record.config), fontsize=6.5, color=colour, va="bottom")
+    speaks = int((said < record.config.num_labels).sum())
+    show_axis(ax, f"its boxes in {len(said)} images, {speaks} named", xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
+
+def draw_training(
+    record: Record,    # what `detr_nb.explore.read_record` gives
+    moment: int,       # 0 … M − 1
+    query: int,        # 0 … N − 1
+    image: int = 0,    # 0 … P − 1
+) -> Figure:
+    """A query at one moment of its training. Each attention map is drawn over its own maximum.
+
+    Args:
+        record (Record): what `detr_nb.explore.read_record` gives
+        moment (int): 0 … M − 1
+        query (int): 0 … N − 1
+        image (int): 0 … P − 1. Defaults to 0.
+
+    Returns:
+        Figure
+    """
+    for name, value, count in zip(("moment", "image", "query"), (moment, image, query), record.boxes.shape):
+        check_range(name, value, count)
+    figure, (place, classes, everywhere, course) = panels((0.1, 2.3), (3.1, 4.4), (4.9, 6.73), (7.3, 9.0))
+    height, width = record.images[image].shape[:2]
+    box = record.boxes[moment, image, query] * (width, height, width, height)
+    said = record.said()[moment, :, query]
+    show_heat(
+        record.attention[moment, image, query], record.images[image],
+        f"query {query} at step {record.step[moment]}", place,
+    )
+    colour = "0.6" if said[image] == record.config.num_labels else class_colour(int(said[image]))
+    draw_box(place, np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2]), colour)
+    class_bars(classes, record.probabilities[moment, image, query], record.config)
+    show_all_boxes(everywhere, record, moment, query)
+    distance = show_distance(course, record, moment, query)
+    figure.set_label(
+        f"At step {record.step[moment]}, query {query} says {class_name(said[image], record.config)} in "
+        f"image {image}, in a box around ({box[0]:.0f}, {box[1]:.0f}). It says something in "
+        f"{(said < record.config.num_labels).sum()} of {len(said)} images; "
+        f"its boxes are {distance:.2f} from where they end."
+    )
+    return figure

@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from .boxes import box_xyxy_to_cxcywh
-from .data import clip_boxes, detection_target
+from .data import clip_boxes, detection_target, is_number
 from .files import to_rgb, upright
 
 # %% auto #0
 __all__ = [
-    "to_rgb_tensor", "resized_size", "flip", "resize", "crop", "random_scale", "random_flips"
+    "to_rgb_tensor", "resized_size", "flip", "resize", "crop", "random_scale", "random_flips",
+    "is_edge", "read_size"
 ]
 
 # %% ../nbs/30_transforms.ipynb #e68a8b84
@@ -303,3 +304,51 @@ def normalize_target(
     truth = detection_target(target, height, width)
     boxes = box_xyxy_to_cxcywh(truth["boxes"]) / torch.tensor([width, height, width, height]) * share
     return {"class_labels": truth["class_labels"], "boxes": boxes}
+
+# %% ../nbs/30_transforms.ipynb #f6158377
+def is_edge(value: Any) -> bool:
+    """Whether a value can be the edge of an image: a whole number of at least 1.
+
+    Args:
+        value (Any)
+
+    Returns:
+        bool
+    """
+    return is_number(value, 1) and value % 1 == 0
+
+def read_size(
+    size: int | Sequence[int] | dict[str, int],  # every form that a public `preprocessor_config.json` holds
+    max_size: int | None = None,                 # longest edge, beside a shortest one; beside a bare number: 1333
+) -> dict[str, int]:
+    """A size as a dictionary.
+
+    Args:
+        size (int | Sequence[int] | dict[str, int]): every form that a public
+            `preprocessor_config.json` holds
+        max_size (int | None): longest edge, beside a shortest one; beside a bare number: 1333
+
+    Returns:
+        dict[str, int]
+
+    Raises:
+        ValueError: for a form that says nothing.
+    """
+    if max_size is not None and not is_edge(max_size):
+        raise ValueError(f"max_size={max_size!r}: want a whole number of at least 1")
+    array = np.asarray(size, dtype=object)
+    names = {(): ("shortest_edge",), (2,): ("height", "width")}.get(array.shape, ())
+    given = size if isinstance(size, dict) else dict(zip(names, array.ravel()))
+    edges = {name: edge for name, edge in given.items() if edge is not None}
+    if set(edges) == {"shortest_edge"} and (max_size or not isinstance(size, dict)):
+        edges["longest_edge"] = max_size or 1333
+    forms = (
+        {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"height", "width"},
+        {"max_height", "max_width"},
+    )
+    if set(edges) not in forms or not all(map(is_edge, edges.values())):
+        wanted = f"the keys {' or '.join(str(sorted(form)) for form in forms)}"
+        raise ValueError(
+            f"size={size}: want a number, (height, width), or a dictionary of positive whole numbers with {wanted}"
+        )
+    return {name: int(edge) for name, edge in edges.items()}

@@ -17,19 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from detr_nb.config import DetrConfig
-    from detr_nb.explore import Record
 
 # %% auto #0
 __all__ = [
-    "PALETTE", "PARTS", "ARROWS", "BELOW", "class_colour", "Diagram", "diagram", "architecture",
-    "transformer_layers", "draw_box", "show_boxes", "show_heat", "show_segments", "show_matching",
-    "grid", "png", "as_html", "explore", "check_range", "show_distance", "show_all_boxes",
-    "draw_training"
+    "PALETTE", "LUMINANCE", "PARTS", "ARROWS", "BELOW", "class_colour", "Diagram", "diagram",
+    "architecture", "transformer_layers", "draw_box", "show_boxes", "show_heat", "show_segments",
+    "show_matching", "grid", "check_range", "png", "as_html", "explore"
 ]
 
 # %% ../nbs/90_visualization.ipynb #8754c31d
 def _axes(ax, width: float, height: float, title: str):
-    "Axes to draw in, new ones where none are given: no ticks, and the title where it was."
+    "Axes to draw in, new ones where none are given: with a title and without ticks."
     import matplotlib.pyplot as plt
     ax = ax or plt.figure(figsize=(width, height), layout="constrained").gca()
     ax.set(xticks=[], yticks=[])
@@ -53,6 +51,8 @@ PALETTE = np.array(
         (85, 85, 85),
     ]
 )
+
+LUMINANCE = (0.3, 0.59, 0.11)  # how bright red, green and blue are
 
 def class_colour(
     category_id: int,
@@ -231,7 +231,7 @@ def draw_box(
     colour,           # anything that Matplotlib takes for a colour
     style: str = "-", # of the line
 ) -> None:
-    """A box as a line with a white edge.
+    """A box as a line with a white edge; with a dark one if the colour is pale.
 
     Args:
         ax: Matplotlib axes
@@ -239,9 +239,11 @@ def draw_box(
         colour: anything that Matplotlib takes for a colour
         style (str): of the line. Defaults to "-".
     """
+    from matplotlib.colors import to_rgb
     x0, y0, x1, y1 = box
+    edge = "white" if np.dot(to_rgb(colour), LUMINANCE) < 0.7 else "0.2"
     ax.autoscale(False)  # a box may reach outside the image
-    for line in (dict(color="white", lw=3.2), dict(color=colour, lw=1.8, ls=style)):
+    for line in (dict(color=edge, lw=3.2), dict(color=colour, lw=1.8, ls=style)):
         ax.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], solid_joinstyle="miter", **line)
 
 # %% ../nbs/90_visualization.ipynb #77e7e707
@@ -252,18 +254,24 @@ def _show(ax, image: Any, **how):
 
 # %% ../nbs/90_visualization.ipynb #a0a0d100
 def _label(ax, box: np.ndarray, text: str, colour, taken: list) -> None:
-    "Write a text at a box where it hides none of the texts in `taken`, and add its place to them."
+    """Write a text at a box where it hides none of the texts in `taken`, and add its place to them:
+    outside of a box that it would cover by a fourth."""
     (left, right), (top, bottom) = sorted(ax.get_xlim()), sorted(ax.get_ylim())
     x0, y0, x1, y1 = box.clip((left, top, left, top), (right, bottom, right, bottom))
     slack = 0.01 * (right - left)
-    readable = "black" if np.dot(colour, (0.3, 0.59, 0.11)) > 0.6 else "white"  # on yellow too
+    readable = "black" if np.dot(colour, LUMINANCE) > 0.6 else "white"  # on yellow too
     patch = dict(facecolor=colour, edgecolor="none", pad=0.8, alpha=0.9)
     label = ax.text(x0, y0, text, fontsize=7, color=readable, bbox=patch)
-    corners = [(x, y, h, v) for y, v in ((y0, "top"), (y1, "bottom")) for x, h in ((x0, "left"), (x1, "right"))]
+    inner, outer = (
+        [(x, y, h, v) for y, v in ((y0, above), (y1, below)) for x, h in ((x0, "left"), (x1, "right"))]
+        for above, below in (("top", "bottom"), ("bottom", "top"))
+    )
     edge = [(x0, y, "left", "top") for y in np.linspace(top, bottom, 25) if y > y0]
-    for x, y, horizontal, vertical in corners + edge:
+    measure = lambda: label.get_window_extent().padded(1).transformed(ax.transData.inverted())
+    small = (x1 - x0) * (y1 - y0) < 4 * abs(measure().width * measure().height)
+    for x, y, horizontal, vertical in (outer if small else []) + inner + edge:
         label.set(x=x, y=y, ha=horizontal, va=vertical)
-        place = label.get_window_extent().padded(1).transformed(ax.transData.inverted())
+        place = measure()
         across = left - slack <= place.xmin and place.xmax <= right + slack
         inside = across and top - slack <= place.ymin and place.ymax <= bottom + slack
         if inside and not any(place.overlaps(other) for other in taken): break
@@ -434,6 +442,18 @@ def grid(
     for ax in axes.flat[count:]:
         ax.axis("off")
     return list(axes.flat[:count])
+
+# %% ../nbs/90_visualization.ipynb #rangechk
+def check_range(name: str, value: int, count: int) -> None:
+    """`ValueError` unless `value` is one of 0 … count − 1.
+
+    Args:
+        name (str)
+        value (int)
+        count (int)
+    """
+    if not 0 <= value < count or value != int(value):
+        raise ValueError(f"{name}={value}: want a whole number, 0 ≤ {name} < {count}")
 
 # %% ../nbs/90_visualization.ipynb #d6fbb9f7
 def panels(
@@ -615,96 +635,3 @@ def explore(
         controls[name].observe(redraw, "value")
     redraw()
     return widgets.VBox([*controls.values(), image])
-
-# %% ../nbs/90_visualization.ipynb #05991fe9
-def check_range(name: str, value: int, count: int) -> None:
-    """`ValueError` unless `value` is one of 0 … count − 1.
-
-    Args:
-        name (str)
-        value (int)
-        count (int)
-    """
-    if not 0 <= value < count or value != int(value):
-        raise ValueError(f"{name}={value}: want a whole number, 0 ≤ {name} < {count}")
-
-def show_distance(ax, record: Record, moment: int, query: int) -> float:
-    """L1 distance between a query's boxes and its last ones, mean over the images, as a line;
-    returns it for this moment.
-
-    Args:
-        ax
-        record (Record)
-        moment (int)
-        query (int)
-
-    Returns:
-        float
-    """
-    distance = np.abs(record.boxes[:, :, query] - record.boxes[-1, :, query]).sum(-1).mean(1)
-    ax.plot(record.step / 1000, distance, "o-", ms=3, color="#0072B2")
-    ax.axvline(record.step[moment] / 1000, color="#D55E00", lw=1)
-    show_axis(ax, "distance to its last boxes", ylim=(0, None))
-    ax.set_xlabel("thousand steps", fontsize=7, labelpad=1)
-    return float(distance[moment])
-
-def show_all_boxes(ax, record: Record, moment: int, query: int) -> None:
-    """A query's boxes in all images, in the colour of what it says; grey where that is nothing.
-
-    Args:
-        ax
-        record (Record)
-        moment (int)
-        query (int)
-    """
-    for (x, y, w, h), said in zip(record.boxes[moment, :, query], record.said()[moment, :, query]):
-        colour = "0.75" if said == record.config.num_labels else class_colour(int(said))
-        ax.plot(
-            x + w / 2 * np.array([-1, 1, 1, -1, -1]), y + h / 2 * np.array([-1, -1, 1, 1, -1]),
-            color=colour, lw=1.2,
-        )
-    show_axis(
-        ax, f"its boxes in {len(record.images)} images", xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[]
-    )
-
-# %% ../nbs/90_visualization.ipynb #93cd8b63
-def draw_training(
-    record: Record,    # what `detr_nb.explore.read_record` gives
-    moment: int,       # 0 … M − 1
-    query: int,        # 0 … N − 1
-    image: int = 0,  # 0 … P − 1
-) -> Figure:
-    """A query at one moment of its training.
-
-    Args:
-        record (Record): what `detr_nb.explore.read_record` gives
-        moment (int): 0 … M − 1
-        query (int): 0 … N − 1
-        image (int): 0 … P − 1. Defaults to 0.
-
-    Returns:
-        Figure
-    """
-    for name, value, count in zip(
-        ("moment", "image", "query"), (moment, image, query), record.boxes.shape
-    ):
-        check_range(name, value, count)
-    figure, (place, classes, everywhere, course) = panels((0.1, 2.3), (3.1, 4.4), (4.7, 6.9), (7.4, 9.1))
-    height, width = record.images[image].shape[:2]
-    box = record.boxes[moment, image, query] * (width, height, width, height)
-    said = record.said()[moment, :, query]
-    show_heat(
-        record.attention[moment, image, query], record.images[image],
-        f"query {query} at step {record.step[moment]}", place,
-    )
-    draw_box(place, np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2]), "#56B4E9")
-    class_bars(classes, record.probabilities[moment, image, query], record.config)
-    show_all_boxes(everywhere, record, moment, query)
-    distance = show_distance(course, record, moment, query)
-    figure.set_label(
-        f"At step {record.step[moment]}, query {query} says {class_name(said[image], record.config)} in "
-        f"image {image}, in a box around ({box[0]:.0f}, {box[1]:.0f}). It says something in "
-        f"{(said < record.config.num_labels).sum()} of {len(said)} images; "
-        f"its boxes are {distance:.2f} from where they end."
-    )
-    return figure

@@ -13,7 +13,8 @@ from detr_nb.explore import (
     Recorder, answers_without, draw_matching, draw_pixel, draw_query, draw_threshold, inspect_image,
     loss_parts, matching_costs, read_record,
 )
-from detr_nb.visualization import draw_training, explore, png
+from detr_nb.runs import draw_training
+from detr_nb.visualization import explore, png
 
 DRAWINGS = {  # one state each, and for every slider another value
     "query": (draw_query, dict(query=6, layer=3), dict(query=10, layer=0)),

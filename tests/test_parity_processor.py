@@ -1,5 +1,6 @@
 "The processor against transformers 5, on the two real COCO images and on made ones."
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 from detr_nb import DetrImageProcessor
+from detr_nb.transforms import resized_size
 
 
 def theirs(**values):
@@ -248,6 +250,44 @@ def test_awkward_images():
 ], ids=str)
 def test_forms_of_size(size, max_size, wanted):
     assert DetrImageProcessor(size=size, max_size=max_size).size == wanted
+
+
+@pytest.mark.parametrize("changes, wanted", [
+    (dict(max_size=500), {"shortest_edge": 800, "longest_edge": 500}), (dict(size=200), {"shortest_edge": 200, "longest_edge": 1333}),
+    (dict(size=200, max_size=300), {"shortest_edge": 200, "longest_edge": 300}), (dict(size={"shortest_edge": 200}), {"shortest_edge": 200}),
+    (dict(size=(30, 40)), {"height": 30, "width": 40}), (dict(size=None, max_size=None), {"shortest_edge": 800, "longest_edge": 1333}),
+], ids=str)
+def test_one_edge_can_be_changed(tmp_path, changes, wanted):
+    "In a call, and when a checkpoint's file is read: what is not named stays as it was."
+    processor, image = DetrImageProcessor(), np.zeros((200, 400, 3), np.uint8)
+    shape = tuple(processor(image, return_tensors="pt", **changes).pixel_values.shape[2:])
+    assert shape == resized_size(200, 400, wanted)
+    processor.save_pretrained(tmp_path)
+    assert DetrImageProcessor.from_pretrained(tmp_path, **changes).size == wanted
+    small = DetrImageProcessor(size=100, max_size=150)
+    assert small.from_dict(small.to_dict(), size=90).size == {"shortest_edge": 90, "longest_edge": 150}
+
+
+def test_a_longest_edge_twice_is_refused():
+    "In the constructor and in a call; a public file may hold both, and its dictionary counts, as in transformers."
+    both = {"shortest_edge": 800, "longest_edge": 1333}
+    with pytest.raises(ValueError, match="max_size=500 beside size=.*: want it beside a shortest edge alone"):
+        DetrImageProcessor(size=both, max_size=500)
+    with pytest.raises(ValueError, match="max_size=500 beside size="):
+        DetrImageProcessor(size=(300, 400), max_size=500)
+    with pytest.raises(ValueError, match="max_size=500 beside size="):
+        DetrImageProcessor()(np.zeros((20, 40, 3), np.uint8), size=both, max_size=500)
+    assert DetrImageProcessor.from_dict({"size": both, "max_size": 500}).size == both
+
+
+@pytest.mark.parametrize("low, high, warned", [(0, 1, True), (-1, 1, True), (-2.1, 2.6, True), (0, 255, False), (0, 1.5, False)])
+def test_floats_that_were_prepared_before(low, high, warned):
+    image = np.linspace(low, high, 48, dtype=np.float32).reshape(4, 4, 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        DetrImageProcessor(do_resize=False)(image)
+    assert len(caught) == warned
+    if warned: assert f"from {low:.3g} to {high:.3g} is divided by 255" in str(caught[0].message)
 
 
 @pytest.mark.parametrize("size", [True, 0, -3, [1, 2, 3], {"height": 3}, 2.5, "large"], ids=str)
