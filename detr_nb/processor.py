@@ -526,8 +526,8 @@ class DetrImageProcessor:
         target: dict[str, Tensor] | None = None,  # boxes (T, 4) corners in pixels, masks (T, H, W)
         channels_first: bool | None = None,       # of an array; None: decided by the shape
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """One image, resized, rescaled and normalised (3, H, W) float32, and its target, boxes as
-        centre and size relative to it.
+        """One image (3, H, W), resized, rescaled and normalised (float32) where the settings say
+        so, and its target, boxes as centre and size relative to it.
 
         Args:
             image (Image.Image | np.ndarray | Tensor)

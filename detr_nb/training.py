@@ -618,7 +618,7 @@ def not_finite(state: TrainState, batch: BatchFeature, what: str) -> FloatingPoi
     images = [int(target["image_id"]) for target in batch.labels if "image_id" in target]
     kept = state.path is not None and state.path.exists()
     message = f"step {state.step + 1}, images {images}: {what}; "
-    message += f"the last checkpoint is {state.path}" if kept else "nothing was saved yet"
+    message += f"the last checkpoint is {state.path}" if kept else "there is no checkpoint yet"
     if state.path is not None and state.path.parent.is_dir():
         path = state.path.parent / f"bad_batch_{state.step + 1}_{rank_and_world()[0]}.pt"
         with atomic(path) as part: torch.save(dict(BatchFeature(batch).to("cpu")), part)

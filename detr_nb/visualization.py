@@ -567,7 +567,8 @@ def class_bars(
 
 # %% ../nbs/90_visualization.ipynb #888e8fb1
 def png(figure: Figure) -> bytes:
-    """A figure as a file of 256 colours, which is smaller and packed sooner than one of all.
+    """A figure as a PNG file of 256 colours, which is smaller and written sooner than one of all 16
+    million.
 
     Args:
         figure (Figure)

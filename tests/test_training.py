@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite(tmp_path, monkeypatch):
         return loss * float("nan"), *rest
 
     monkeypatch.setattr(model, "loss", broken)
-    with pytest.raises(FloatingPointError, match=r"step 1, images \[\d+, \d+, \d+, \d+\]: the loss is nan; nothing was saved yet"):
+    with pytest.raises(FloatingPointError, match=r"step 1, images \[\d+, \d+, \d+, \d+\]: the loss is nan; there is no checkpoint yet"):
         train(model, SceneDetection(24, seed=6), tmp_path / "first", SHORT, scenes_processor())
     train(tiny(), SceneDetection(24, seed=6), tmp_path / "later", SHORT, scenes_processor(), stop_after=1)
     with pytest.raises(FloatingPointError, match="step 2, images .*: the loss is nan; the last checkpoint is .*later/checkpoint.pt. The batch was saved"):
