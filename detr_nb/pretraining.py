@@ -27,8 +27,8 @@ from .scenes import CATEGORIES, SIZE, THINGS, Scene, draw_scene
 
 # %% auto #0
 __all__ = [
-    "pretrain_backbone", "scenes_config", "scenes_processor", "init_scenes_detector",
-    "compare_beginnings"
+    "choose_cells", "pretrain_backbone", "scenes_config", "scenes_processor",
+    "init_scenes_detector", "compare_beginnings"
 ]
 
 # %% ../nbs/40_pretraining.ipynb #ceb9f9e3
@@ -109,20 +109,25 @@ def dense_losses(
     predicted: Tensor,    # (B, h, w, 4) corners in 0…1
     mixture: Tensor,      # (B, h, w, 13) shares that add up to 1
     boxes: Tensor,        # (B, h, w, 4) corners in 0…1
+    thing_weight: float = 10,    # how many cells of stuff one of a thing counts as
+    asked: Tensor | None = None, # (B, h, w) 1 for cells that are asked, else 0; None: all are
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the classes, and 5 · L1 + 1 − GIoU of the boxes: means over all cells, where
-    one of a thing counts as ten of stuff.
+    """Cross-entropy of the classes, and 5 · L1 + 1 − GIoU of the boxes, L1 as the mean of the four
+    numbers: weighted means over all cells.
 
     Args:
         logits (Tensor): (B, h, w, 13)
         predicted (Tensor): (B, h, w, 4) corners in 0…1
         mixture (Tensor): (B, h, w, 13) shares that add up to 1
         boxes (Tensor): (B, h, w, 4) corners in 0…1
+        thing_weight (float): how many cells of stuff one of a thing counts as. Defaults to 10.
+        asked (Tensor | None): (B, h, w) 1 for cells that are asked, else 0; None: all are
 
     Returns:
         tuple[Tensor, Tensor]
     """
-    weight = 1 + 9 * mixture[..., 1 : 1 + len(THINGS)].sum(-1)
+    weight = 1 + (thing_weight - 1) * mixture[..., 1 : 1 + len(THINGS)].sum(-1)
+    if asked is not None: weight = weight * asked
     weight = weight / weight.mean()
     class_loss = -(weight * (mixture * log_softmax(logits, -1)).sum(-1)).mean()
     return class_loss, (
@@ -130,11 +135,30 @@ def dense_losses(
     ).mean()
 
 # %% ../nbs/40_pretraining.ipynb #cadd5516
+def choose_cells(
+    count: int, cells: int,  # of an image
+    generator: torch.Generator,
+) -> Tensor:                 # (count, 16, 16) 1 for the chosen ones
+    """Random cells of images.
+
+    Args:
+        count (int): of an image
+        cells (int): of an image
+        generator (torch.Generator)
+
+    Returns:
+        Tensor: (count, 16, 16) 1 for the chosen ones
+    """
+    rank = torch.rand((count, SIZE // 8, SIZE // 8), generator=generator).flatten(1).argsort(1).argsort(1)
+    return (rank < cells).view(count, SIZE // 8, SIZE // 8).float()
+
 def pretrain_backbone(
     path: str | os.PathLike,             # where the weights go (.safetensors); its state lies beside it
     steps: int = 9000, batch_size: int = 8, lr: float = 2e-3, weight_decay: float = 1e-4, seed: int = 1,
     save_every: int = 500,               # steps
     ask_boxes: bool = True,              # the second question, too
+    thing_weight: float = 10,            # how many cells of stuff one of a thing counts as
+    cells: int | None = None,            # so many random cells of an image are asked; None: all
 ) -> list[tuple[float, float]]:          # loss of classes and of boxes at every step
     """Teach the narrow backbone, with ordinary batch norm, what each cell of a scene shows. Its
     weights are the package's own pretrained backbone.
@@ -148,6 +172,8 @@ def pretrain_backbone(
         seed (int): Defaults to 1.
         save_every (int): steps. Defaults to 500.
         ask_boxes (bool): the second question, too. Defaults to True.
+        thing_weight (float): how many cells of stuff one of a thing counts as. Defaults to 10.
+        cells (int | None): so many random cells of an image are asked; None: all
 
     Returns:
         list[tuple[float, float]]: loss of classes and of boxes at every step
@@ -161,7 +187,8 @@ def pretrain_backbone(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    recipe = [int(steps), int(batch_size), float(lr), float(weight_decay), int(seed)] + [False] * (not ask_boxes)
+    recipe = [int(steps), int(batch_size), float(lr), float(weight_decay), int(seed)]
+    if (changed := [ask_boxes, thing_weight, cells]) != [True, 10, None]: recipe += changed
     state = Path(f"{path}.state")
     log = []
     if state.exists():
@@ -169,7 +196,7 @@ def pretrain_backbone(
         if kept["recipe"] != recipe:
             raise ValueError(
                 f"{state} was made with steps, batch_size, lr, weight_decay, seed = "
-                f"{kept['recipe']}: want {recipe} (a sixth value, False: without the question for boxes)"
+                f"{kept['recipe']}: want {recipe} (further values: ask_boxes, thing_weight, cells)"
             )
         for name, part in parts.items():
             part.load_state_dict(kept[name])
@@ -178,12 +205,16 @@ def pretrain_backbone(
         PretrainingScenes(steps * batch_size, seed), range(len(log) * batch_size, steps * batch_size)
     )
     mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    generator, asked = torch.Generator().manual_seed(seed), None
+    if cells is not None:
+        for _ in log: choose_cells(batch_size, cells, generator)  # as in the steps that were made before
     for images, mixture, boxes in tqdm(
         torch.utils.data.DataLoader(rest, batch_size), desc="backbone", initial=len(log), total=steps,
         leave=False,
     ):
+        if cells is not None: asked = choose_cells(len(images), cells, generator)
         class_loss, box_loss = dense_losses(
-            *model(((images - mean) / std).permute(0, 3, 1, 2)), mixture, boxes
+            *model(((images - mean) / std).permute(0, 3, 1, 2)), mixture, boxes, thing_weight, asked
         )
         optimizer.zero_grad()
         (class_loss + ask_boxes * box_loss).backward()
@@ -260,6 +291,7 @@ def compare_beginnings(
     steps: int = 2000,            # of 8 scenes
     stop: int | None = None,      # leave at this step
     backbone: str | os.PathLike = ASSETS / "scenes" / "backbone.safetensors",  # pretrained weights
+    rate: float = 1.0,            # of the backbone, over that of the rest
 ) -> list[dict[str, Any]]:        # beginning, seed, step, loss, AP, AP things
     """Train the embedded network for a while, from a pretrained or a random backbone; the random
     one's batch norms are frozen, as a DETR's are, or "normalised": they learn. Its AP on 50 scenes
@@ -272,6 +304,7 @@ def compare_beginnings(
         stop (int | None): leave at this step
         backbone (str | os.PathLike): pretrained weights. Defaults to ASSETS / "scenes" /
             "backbone.safetensors".
+        rate (float): of the backbone, over that of the rest. Defaults to 1.0.
 
     Returns:
         list[dict[str, Any]]: beginning, seed, step, loss, AP, AP things
@@ -294,8 +327,11 @@ def compare_beginnings(
     processor = scenes_processor()
     scenes, val = SceneDetection(steps * 8, seed), SceneDetection(50, seed=4, split="val")
     learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=5e-4, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-4, total_steps=steps, pct_start=0.05)
+    own = {id(parameter) for parameter in detector.model.backbone.parameters()}
+    groups = [[p for p in learned if (id(p) in own) == inside] for inside in (True, False)]
+    rates = [5e-4 * rate, 5e-4]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.05)
     rows = []
     for step in trange(1, (stop or steps) + 1, desc=beginning, leave=False):
         images, targets = zip(*(scenes[i] for i in range(8 * step - 8, 8 * step)))

@@ -174,6 +174,7 @@ class Recipe:
         for name, (wanted, fits) in _RECIPE_RULES.items():
             if not fits(value := getattr(self, name)): raise ValueError(f"{name}={value!r}: want {wanted}")
 
+# %% ../nbs/41_training.ipynb #recip412
 _positive = "a number over 0", lambda value: is_number(value) and value > 0
 _not_negative = "a number of at least 0", lambda value: is_number(value, least=0)
 _share = "a number from 0 to below 1", lambda value: is_number(value, least=0) and value < 1
@@ -192,6 +193,7 @@ _RECIPE_RULES = {  # field → what it must be, and a test of it
     "accumulate": _count,
 }
 
+# %% ../nbs/41_training.ipynb #recip413
 RECIPES = {
     "coco": Recipe(),
     "coco masks": Recipe(epochs=25, drop=0.6),  # the mask head alone, on a frozen detector
