@@ -253,31 +253,38 @@ def _show(ax, image: Any, **how):
     return ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="nearest", **how)
 
 # %% ../nbs/90_visualization.ipynb #a0a0d100
-def _label(ax, box: np.ndarray, text: str, colour, taken: list) -> None:
-    """Write a text at a box where it hides none of the texts in `taken`, and add its place to them:
-    outside of a box that it would cover by a fourth."""
+def _label(ax, box: np.ndarray, text: str, colour, taken: list, others: Sequence[np.ndarray] = ()) -> None:
+    """Write a text at a box where it hides none of the texts in `taken`, and add its place to them: outside of a box
+    that it would cover by a fourth, and not on small ones of the other boxes, if there is such a place."""
+    from matplotlib.transforms import Bbox
     (left, right), (top, bottom) = sorted(ax.get_xlim()), sorted(ax.get_ylim())
     x0, y0, x1, y1 = box.clip((left, top, left, top), (right, bottom, right, bottom))
     slack = 0.01 * (right - left)
     readable = "black" if np.dot(colour, LUMINANCE) > 0.6 else "white"  # on yellow too
     patch = dict(facecolor=colour, edgecolor="none", pad=0.8, alpha=0.9)
     label = ax.text(x0, y0, text, fontsize=7, color=readable, bbox=patch)
+
+    def put(x: float, y: float, horizontal: str, vertical: str) -> Bbox:
+        label.set(x=x, y=y, ha=horizontal, va=vertical)
+        return label.get_window_extent().padded(1).transformed(ax.transData.inverted())
+
+    def fits(place: Bbox, avoid: list) -> bool:
+        across = left - slack <= place.xmin and place.xmax <= right + slack
+        inside = across and top - slack <= place.ymin and place.ymax <= bottom + slack
+        return inside and not any(place.overlaps(other) for other in avoid)
+
     inner, outer = (
         [(x, y, h, v) for y, v in ((y0, above), (y1, below)) for x, h in ((x0, "left"), (x1, "right"))]
         for above, below in (("top", "bottom"), ("bottom", "top"))
     )
     edge = [(x0, y, "left", "top") for y in np.linspace(top, bottom, 25) if y > y0]
-    measure = lambda: label.get_window_extent().padded(1).transformed(ax.transData.inverted())
-    small = (x1 - x0) * (y1 - y0) < 4 * abs(measure().width * measure().height)
-    for x, y, horizontal, vertical in (outer if small else []) + inner + edge:
-        label.set(x=x, y=y, ha=horizontal, va=vertical)
-        place = measure()
-        across = left - slack <= place.xmin and place.xmax <= right + slack
-        inside = across and top - slack <= place.ymin and place.ymax <= bottom + slack
-        if inside and not any(place.overlaps(other) for other in taken): break
-    else:
-        label.set(x=x0, y=y0, ha="left", va="top")
-    taken.append(place)
+    size = put(*inner[0])
+    room = 4 * abs(size.width * size.height)
+    small = [Bbox.from_extents(other) for other in others if np.prod(other[2:] - other[:2]) < room]
+    places = (outer if (x1 - x0) * (y1 - y0) < room else []) + inner + edge
+    taken.append(put(*next(
+        (place for avoid in (taken + small, taken) for place in places if fits(put(*place), avoid)), inner[0]
+    )))
 
 # %% ../nbs/90_visualization.ipynb #928f2d30
 def show_boxes(
@@ -315,7 +322,7 @@ def show_boxes(
         draw_box(ax, box, colour)
         words = [] if names is None else [names.get(int(labels[i]), str(int(labels[i])))]
         text = " ".join(words if scores is None else [*words, f"{scores[i]:.2f}"])
-        if text: _label(ax, box, text, colour, taken)
+        if text: _label(ax, box, text, colour, taken, np.delete(corners, i, 0))
     return ax
 
 # %% ../nbs/90_visualization.ipynb #219415a2

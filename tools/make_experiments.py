@@ -64,6 +64,21 @@ def box_question() -> None:
     write("box_question", rows)
 
 
+def lessons() -> None:
+    "40 · Pretraining: 3,000 steps each with one thing as in the detector's training; and a random backbone's rate."
+    changes = {
+        "nine cells of an image": {"cells": 9}, "things count like stuff": {"thing_weight": 1.0}, "a lower rate": {"lr": 5e-4},
+    }
+    rows = []
+    for name, change in changes.items():
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / "backbone.safetensors"
+            pretrain_backbone(weights, steps=3000, **change)
+            rows += [row | {"lesson": name} for row in compare_beginnings("pretrained", backbone=weights)]
+    rows += [row | {"lesson": "none, a higher rate"} for row in compare_beginnings("normalised", rate=4.0)]
+    write("lessons", rows)
+
+
 def coins() -> None:
     "42 · Your own data: how many images, what to start from, and a rule that changes."
     starts = "checkpoint", "random head", "backbone", "nothing"
@@ -255,7 +270,7 @@ def bench() -> None:
 
 EXPERIMENTS = {
     "speed": speed, "bench": bench, "napkin": napkin, "beginnings": beginnings,
-    "sizes": sizes, "box_question": box_question, "coins": coins,
+    "sizes": sizes, "box_question": box_question, "lessons": lessons, "coins": coins,
     "coin_steps": coin_steps, "by_heart": by_heart, "batches": batches, "processes": processes,
 }
 
