@@ -149,8 +149,9 @@ def choose_cells(
     Returns:
         Tensor: (count, 16, 16) 1 for the chosen ones
     """
-    rank = torch.rand((count, SIZE // 8, SIZE // 8), generator=generator).flatten(1).argsort(1).argsort(1)
-    return (rank < cells).view(count, SIZE // 8, SIZE // 8).float()
+    side = SIZE // 8
+    rank = torch.rand((count, side, side), generator=generator).flatten(1).argsort(1).argsort(1)
+    return (rank < cells).view(count, side, side).float()
 
 def pretrain_backbone(
     path: str | os.PathLike,             # where the weights go (.safetensors); its state lies beside it

@@ -253,7 +253,7 @@ def _show(ax, image: Any, **how):
     return ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="nearest", **how)
 
 # %% ../nbs/90_visualization.ipynb #a0a0d100
-def _label(ax, box: np.ndarray, text: str, colour, taken: list, others: Sequence[np.ndarray] = ()) -> None:
+def _label(ax, box: np.ndarray, text: str, colour, taken: list, others: Any = ()) -> None:
     """Write a text at a box where it hides none of the texts in `taken`, and add its place to them: outside of a box
     that it would cover by a fourth, and not on small ones of the other boxes, if there is such a place."""
     from matplotlib.transforms import Bbox
@@ -280,7 +280,7 @@ def _label(ax, box: np.ndarray, text: str, colour, taken: list, others: Sequence
     edge = [(x0, y, "left", "top") for y in np.linspace(top, bottom, 25) if y > y0]
     size = put(*inner[0])
     room = 4 * abs(size.width * size.height)
-    small = [Bbox.from_extents(other) for other in others if np.prod(other[2:] - other[:2]) < room]
+    small = [Bbox.from_extents(*other) for other in others if np.prod(other[2:] - other[:2]) < room]
     places = (outer if (x1 - x0) * (y1 - y0) < room else []) + inner + edge
     taken.append(put(*next(
         (place for avoid in (taken + small, taken) for place in places if fits(put(*place), avoid)), inner[0]
