@@ -67,7 +67,8 @@ def box_question() -> None:
 def lessons() -> None:
     "40 · Pretraining: 3,000 steps each with one thing as in the detector's training; and a random backbone's rate."
     changes = {
-        "nine cells of an image": {"cells": 9}, "things count like stuff": {"thing_weight": 1.0}, "a lower rate": {"lr": 5e-4},
+        "nine cells of an image": {"cells": 9}, "things count like stuff": {"thing_weight": 1.0},
+        "a lower rate": {"lr": 5e-4},
     }
     rows = []
     for name, change in changes.items():
