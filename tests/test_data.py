@@ -236,7 +236,7 @@ def test_processor_turns_what_exif_turns_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("image,settings,said", [
-    (np.full((8, 8, 3), 0.5), {}, "in 0…1 is divided by 255"), (torch.full((3, 8, 8), 1.0), {}, "in 0…1 is divided by 255"),
+    (np.full((8, 8, 3), 0.5), {}, "from 0.5 to 0.5 is divided by 255"), (torch.full((3, 8, 8), 1.0), {}, "from 1 to 1 is divided by 255"),
     (np.full((8, 8, 3), 99, np.uint8), {"do_rescale": False}, "numbers over 2"), (np.full((8, 8, 3), 99.0), {"do_rescale": False}, "numbers over 2"),
     (np.full((8, 8, 3), 0.5), {"do_rescale": False}, None), (np.full((8, 8, 3), 1, np.uint8), {}, None),
     (np.full((8, 8, 3), 99.0), {}, None), (np.zeros((8, 8, 3)), {}, None), (np.full((8, 8, 3), 99, np.uint8), {"do_rescale": False, "do_normalize": False}, None),
