@@ -475,10 +475,10 @@ class DetrImageProcessor:
         settings: dict[str, Any] = {k: v for k, v in values.items() if k in names}
         if settings.get("size") is not None:
             settings["size"] = edges = read_size(settings["size"], settings.pop("max_size", None))
-            if is_edge(changes.get("size")):  # the shortest edge; the longest stays
-                changes.setdefault("max_size", edges.get("longest_edge"))
-            elif changes.get("size") is None and changes.get("max_size") is not None:
-                settings["size"] = {name: edge for name, edge in edges.items() if name != "longest_edge"}
+            size, limit = changes.get("size"), changes.get("max_size")
+            if "shortest_edge" in edges and (is_edge(size) or (size is None and limit is not None)):  # one edge changes
+                kept = {name: edge for name, edge in edges.items() if limit is None or name == "shortest_edge"}
+                settings["size"] = kept | ({} if size is None else {"shortest_edge": changes.pop("size")})
         processor = cls(**settings | {k: v for k, v in changes.items() if v is not None})
         processor.extra = {k: v for k, v in values.items() if k not in names}
         return processor
@@ -542,8 +542,10 @@ class DetrImageProcessor:
         """
         pixels, target = self.resize_image(to_rgb_tensor(image, channels_first), target)
         change = pixel_change(self, pixels.device)
-        place = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
-        return pixels if change is None else place_pixels(place, pixels, change), target
+        if change is not None:
+            place = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+            pixels = place_pixels(place, pixels, change)
+        return pixels, target
 
     def resize_image(
         self,

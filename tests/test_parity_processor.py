@@ -266,6 +266,12 @@ def test_one_edge_can_be_changed(tmp_path, changes, wanted):
     assert DetrImageProcessor.from_pretrained(tmp_path, **changes).size == wanted
     small = DetrImageProcessor(size=100, max_size=150)
     assert small.from_dict(small.to_dict(), size=90).size == {"shortest_edge": 90, "longest_edge": 150}
+    unlimited = DetrImageProcessor(size={"shortest_edge": 100}).to_dict()
+    assert DetrImageProcessor.from_dict(unlimited, size=90).size == {"shortest_edge": 90}
+    assert DetrImageProcessor.from_dict(unlimited, max_size=150).size == {"shortest_edge": 100, "longest_edge": 150}
+    fixed = DetrImageProcessor(size=(30, 40)).to_dict()
+    assert DetrImageProcessor.from_dict(fixed, size=90).size == {"shortest_edge": 90, "longest_edge": 1333}
+    with pytest.raises(ValueError, match="max_size=150 beside size="): DetrImageProcessor.from_dict(fixed, max_size=150)
 
 
 def test_a_longest_edge_twice_is_refused():
