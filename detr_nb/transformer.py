@@ -19,6 +19,15 @@ from torch.utils.checkpoint import checkpoint
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "swish": nn.SiLU, "tanh": nn.Tanh}
 
 # %% ../nbs/12_transformer.ipynb #a3f544c3
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
+    "PyTorch's function. On a CPU its backward pass is several times slower in 16 bits than in 32."
+    if q.device.type != "cpu" or not q.requires_grad or q.dtype not in (torch.bfloat16, torch.float16):
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+    with torch.autocast("cpu", enabled=False):  # which would make 16 bits of them again
+        return scaled_dot_product_attention(
+            q.float(), k.float(), v.float(), attn_mask=mask, dropout_p=p
+        ).to(q.dtype)
+
 def attend(
     q: Tensor,                  # (…, T, d)
     k: Tensor,                  # (…, S, d)
@@ -41,7 +50,7 @@ def attend(
     Returns:
         tuple[Tensor, Tensor | None]
     """
-    if not need_weights: return scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p), None
+    if not need_weights: return _fused_attention(q, k, v, mask, p), None
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
     return dropout(weights, p) @ v, weights

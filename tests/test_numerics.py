@@ -79,3 +79,34 @@ def test_sine_embedding_is_float32_whatever_the_default(default):
     finally: torch.set_default_dtype(before)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_sixteen_bits_learns_in_float32_on_a_cpu(dtype, masked, monkeypatch):
+    "The fused function gets 32 bits where gradients are wanted, under autocast too; what comes out has 16 again."
+    from detr_nb import transformer
+    given, fused = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q, k, v, **more):
+        given.append(q.dtype)
+        return fused(q, k, v, **more)
+
+    monkeypatch.setattr(transformer, "scaled_dot_product_attention", watched)
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 4, tokens, 8).to(dtype).requires_grad_() for tokens in (5, 7, 7)]
+    mask = torch.rand(2, 1, 1, 7) > 0.3 if masked else None
+    if masked: mask[..., 0] = True
+    with torch.autocast("cpu", dtype): out, _ = transformer.attend(*inputs, mask)
+    assert out.shape == (2, 4, 5, 8) and out.dtype == dtype
+    out.float().square().sum().backward()
+    assert given == [torch.float32]
+
+    wide = [value.detach().float().requires_grad_() for value in inputs]
+    exact = fused(*wide, attn_mask=mask)
+    exact.square().sum().backward()
+    torch.testing.assert_close(out.float(), exact, atol=2e-2, rtol=0)
+    for narrow, value in zip(inputs, wide): torch.testing.assert_close(narrow.grad.float(), value.grad, atol=5e-2, rtol=0)
+
+    transformer.attend(*(value.detach() for value in inputs), mask)
+    assert given[1:] == [dtype]  # nothing to learn: the fast 16 bits
