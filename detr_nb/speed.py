@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import tempfile
 import time
 import warnings
@@ -42,7 +43,8 @@ def take_turns(
     device: torch.device | str = "cpu",  # on "cuda" the GPU's own clock is read
 ) -> dict[str, list[float]]:             # seconds, one a round
     """How long each case takes. A first round is not counted; then the cases take turns, so that
-    whatever slows the machine slows all of them.
+    whatever slows the machine slows all of them. Each round has an order of its own, so that no
+    case gains from its place.
 
     Args:
         cases (Mapping[str, Callable[[], Any]])
@@ -53,10 +55,11 @@ def take_turns(
         dict[str, list[float]]: seconds, one a round
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    gpu = torch.device(device).type == "cuda"
+    gpu, shuffler, order = torch.device(device).type == "cuda", random.Random(0), list(cases)
     for turn in range(rounds + 1):
-        for name, case in cases.items():
-            found = seconds_on_gpu(case) if gpu else seconds_of(case)
+        shuffler.shuffle(order)
+        for name in order:
+            found = seconds_on_gpu(cases[name]) if gpu else seconds_of(cases[name])
             if turn: seconds[name].append(found)
     return seconds
 

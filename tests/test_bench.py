@@ -42,9 +42,20 @@ def test_range_of_a_speedup_covers_the_truth():
 
 def test_turns_and_the_round_that_is_not_counted():
     calls = []
-    found = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
-    assert calls == ["a", "b"] * 4 and {name: len(own) for name, own in found.items()} == {"a": 3, "b": 3}
-    assert all(second >= 0 for own in found.values() for second in own)
+    found = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=30)
+    rounds = ["".join(calls[i : i + 2]) for i in range(0, len(calls), 2)]
+    assert len(rounds) == 31 and set(rounds) == {"ab", "ba"}, "each round has both, in an order of its own"
+    assert 5 < rounds.count("ab") < 26 and {name: len(own) for name, own in found.items()} == {"a": 30, "b": 30}
+    assert all(second >= 0 for own in found.values() for second in own) and list(found) == ["a", "b"]
+
+
+def test_a_place_in_the_round_is_nobodys_advantage(monkeypatch):
+    "Two equal cases on a machine whose second call is faster: with the old one always first the new one would win."
+    calls = []
+    monkeypatch.setattr("detr_nb.speed.seconds_of", lambda case: 1.0 if calls.append(case) or len(calls) % 2 else 0.8)
+    found = take_turns({"old": lambda: "old", "new": lambda: "new"}, rounds=40)
+    _, low, high = speedup(found["old"], found["new"])
+    assert low < 1 < high
 
 
 def test_rows_of_a_comparison(monkeypatch):
@@ -60,7 +71,7 @@ def test_rows_of_a_comparison(monkeypatch):
     assert [row["times"] for row in rows] == [1, 4, 4, 2] and [row["floor"] for row in rows] == [None, 5, None, 1.5]
     assert rows[1]["median"] == 2 and (rows[1]["least"], rows[1]["most"]) == (1, 2) and rows[1]["apart"] == 0.25
     line = format_row(rows[1])
-    assert "new ÷ old" in line and "4.00 ×" in line and "want 5" in line and "differs by 2e-01" in line
+    assert "new against old" in line and "4.00 ×" in line and "want 5" in line and "differs by 2e-01" in line
     assert below_floor(rows) == ["case: new is 4.00 × old, want 5"]
 
 
