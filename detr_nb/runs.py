@@ -446,7 +446,7 @@ def show_all_boxes(ax, record: Record, moment: int, query: int) -> None:
             named.add(label)
             ax.text(x - w / 2, y - h / 2, class_name(label, record.config), fontsize=6.5, color=colour, va="bottom")
     speaks = int((said < record.config.num_labels).sum())
-    show_axis(ax, f"its boxes in {len(said)} images, {speaks} named", xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
+    show_axis(ax, f"its boxes in {len(said)} images, {speaks} coloured", xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
 
 def draw_training(
     record: Record,    # what `detr_nb.explore.read_record` gives
