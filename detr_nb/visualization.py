@@ -524,7 +524,8 @@ def bars(
 def mosaic(
     maps: np.ndarray,  # (rows, columns, h, w)
 ) -> np.ndarray:       # (rows · (h + 1) − 1, columns · (w + 1) − 1)
-    """Many maps as one, each over its own maximum; NaN between them, which stays white.
+    """Many maps as one, each over its own maximum: where each looks. NaN between them, which stays
+    white.
 
     Args:
         maps (np.ndarray): (rows, columns, h, w)
