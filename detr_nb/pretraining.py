@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .scenes import CATEGORIES, SIZE, THINGS, Scene, draw_scene
 # %% auto #0
 __all__ = [
     "choose_cells", "pretrain_backbone", "scenes_config", "scenes_processor",
-    "init_scenes_detector", "compare_beginnings"
+    "init_scenes_detector", "cell_targets_of", "compare_beginnings"
 ]
 
 # %% ../nbs/40_pretraining.ipynb #ceb9f9e3
@@ -74,6 +75,20 @@ class PretrainingScenes(torch.utils.data.Dataset):
         return scene.image, *cell_targets(scene, self.stride)
 
 # %% ../nbs/40_pretraining.ipynb #f0049c92
+def split_answers(
+    said: Tensor,             # (B, 17, h, w) of the 1 × 1 convolution
+) -> tuple[Tensor, Tensor]:   # (B, h, w, 13) class logits; (B, h, w, 4) boxes, corners in 0…1
+    """Class logits and boxes of all cells.
+
+    Args:
+        said (Tensor): (B, 17, h, w) of the 1 × 1 convolution
+
+    Returns:
+        tuple[Tensor, Tensor]: (B, h, w, 13) class logits; (B, h, w, 4) boxes, corners in 0…1
+    """
+    logits, boxes = said.permute(0, 2, 3, 1).split([1 + len(CATEGORIES), 4], -1)
+    return logits, box_cxcywh_to_xyxy(boxes.sigmoid())
+
 class DensePredictor(nn.Module):
     """Backbone and one 1 × 1 convolution: each cell says what is in it, and where in the image the
     box of its segment lies.
@@ -98,10 +113,7 @@ class DensePredictor(nn.Module):
         Returns:
             tuple[Tensor, Tensor]
         """
-        logits, boxes = (
-            self.head(self.backbone(x)[-1]).permute(0, 2, 3, 1).split([1 + len(CATEGORIES), 4], -1)
-        )
-        return logits, box_cxcywh_to_xyxy(boxes.sigmoid())
+        return split_answers(self.head(self.backbone(x)[-1]))
 
 # %% ../nbs/40_pretraining.ipynb #7caf3a2e
 def dense_losses(
@@ -286,6 +298,19 @@ def init_scenes_detector(
     return detector
 
 # %% ../nbs/40_pretraining.ipynb #98333889
+def cell_targets_of(seed: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The class mixtures (B, 16, 16, 13) and boxes (B, 16, 16, 4) of a training's scenes.
+
+    Args:
+        seed (int)
+        indices (Sequence[int])
+
+    Returns:
+        tuple[Tensor, Tensor]
+    """
+    mixtures, boxes = zip(*(cell_targets(draw_scene(seed, i, "train"), 8) for i in indices))
+    return torch.from_numpy(np.stack(mixtures)).float(), torch.from_numpy(np.stack(boxes)).float()
+
 def compare_beginnings(
     beginning: str,               # "pretrained"; "frozen": so, and never changed; "random"; "normalised"
     seed: int = 0,
@@ -293,6 +318,7 @@ def compare_beginnings(
     stop: int | None = None,      # leave at this step
     backbone: str | os.PathLike = ASSETS / "scenes" / "backbone.safetensors",  # pretrained weights
     rate: float = 1.0,            # of the backbone, over that of the rest
+    dense_weight: float = 0.0,    # of the dense losses, as a second loss of the same training
 ) -> list[dict[str, Any]]:        # beginning, seed, step, loss, AP, AP things
     """Train the embedded network for a while, from a pretrained or a random backbone; the random
     one's batch norms are frozen, as a DETR's are, or "normalised": they learn. Its AP on 50 scenes
@@ -306,6 +332,8 @@ def compare_beginnings(
         backbone (str | os.PathLike): pretrained weights. Defaults to ASSETS / "scenes" /
             "backbone.safetensors".
         rate (float): of the backbone, over that of the rest. Defaults to 1.0.
+        dense_weight (float): of the dense losses, as a second loss of the same training. Defaults
+            to 0.0.
 
     Returns:
         list[dict[str, Any]]: beginning, seed, step, loss, AP, AP things
@@ -325,12 +353,17 @@ def compare_beginnings(
         encoder = detector.model.backbone.conv_encoder
         encoder.model, encoder.padding = create_backbone("detr_nb_resnet"), None  # scenes have no padding
     if beginning == "frozen": detector.freeze_backbone()
+    network, features = detector.model.backbone.conv_encoder.model, {}
+    if dense_weight:
+        head = nn.Conv2d(network.feature_info.channels()[-1], 1 + len(CATEGORIES) + 4, 1)
+        network.register_forward_hook(lambda network, image, maps: features.update(last=maps[-1]))
     processor = scenes_processor()
     scenes, val = SceneDetection(steps * 8, seed), SceneDetection(50, seed=4, split="val")
     learned = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     own = {id(parameter) for parameter in detector.model.backbone.parameters()}
     groups = [[p for p in learned if (id(p) in own) == inside] for inside in (True, False)]
     rates = [5e-4 * rate, 5e-4]
+    if dense_weight: groups[0] += head.parameters()
     optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.05)
     rows = []
@@ -340,8 +373,13 @@ def compare_beginnings(
             [processor.encode(image, detection_target(target, SIZE, SIZE)) for image, target in zip(images, targets)]
         )
         loss = detector.train()(batch.pixel_values, batch.pixel_mask, labels=batch.labels).loss
+        total = loss
+        if dense_weight:
+            mixture, boxes = cell_targets_of(seed, range(8 * step - 8, 8 * step))
+            class_loss, box_loss = dense_losses(*split_answers(head(features["last"])), mixture, boxes)
+            total = loss + dense_weight * (class_loss + box_loss)
         optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()

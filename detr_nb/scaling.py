@@ -44,7 +44,7 @@ def plan_training(
     batch_per_gpu: int = 4,
     parameters: float = 41.5e6,
     number: int = 4,                # bytes of a gradient's number
-    activations: float = 1.4,       # GB for an image: twice what is kept for the backward pass, for what comes and goes
+    activations: float = 1.4,       # GB for an image: twice what is kept for the backward pass (twice is a guess)
     network: float = 10e9,          # bytes a second between two GPUs
     backward: float = 0.62,         # share of the operations in the backward pass
 ) -> Plan:
@@ -61,8 +61,8 @@ def plan_training(
         batch_per_gpu (int): Defaults to 4.
         parameters (float): Defaults to 41.5e6.
         number (int): bytes of a gradient's number. Defaults to 4.
-        activations (float): GB for an image: twice what is kept for the backward pass, for what
-            comes and goes. Defaults to 1.4.
+        activations (float): GB for an image: twice what is kept for the backward pass (twice is a
+            guess). Defaults to 1.4.
         network (float): bytes a second between two GPUs. Defaults to 10e9.
         backward (float): share of the operations in the backward pass. Defaults to 0.62.
 

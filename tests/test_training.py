@@ -154,14 +154,15 @@ def test_a_cell_of_a_thing_counts_as_many_of_stuff(thing_weight):
 
 
 @pytest.mark.slow
-def test_stored_lessons():
-    "The first five steps of a random backbone with a higher rate again, to 1 %."
-    stored = [row for row in experiment("lessons") if row["lesson"] == "none, a higher rate"]
+@pytest.mark.parametrize(("lesson", "weight"), [("none, a higher rate", 0.0), ("none, a second loss", 30.0)])
+def test_stored_lessons(lesson, weight):
+    "The first five steps of a random backbone with a higher rate, and with a second loss, again, to 1 %."
+    stored = [row for row in experiment("lessons") if row["lesson"] == lesson]
     assert {row["lesson"] for row in experiment("lessons")} == {
-        "none, a higher rate", "a lower rate", "things count like stuff", "nine cells of an image",
+        "none, a higher rate", "a lower rate", "things count like stuff", "nine cells of an image", "none, a second loss",
     }
     torch.set_num_threads(1)
-    again = compare_beginnings("normalised", rate=4.0, stop=5)
+    again = compare_beginnings("normalised", rate=4.0, dense_weight=weight, stop=5)
     np.testing.assert_allclose([row["loss"] for row in again], [row["loss"] for row in stored[:2]], rtol=0.01)
 
 
@@ -568,6 +569,19 @@ def test_stored_sizes(name, tmp_path):
     stored = {row["loss"] for row in experiment("sizes") if row["run"] == name}
     torch.set_num_threads(1)
     assert learn_sizes(name, tmp_path / "run", stop=1)[1] == pytest.approx(stored.pop(), rel=0.01) and not stored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mean of all", "its own", "boxes by the sum"])
+def test_stored_divisors(name, tmp_path):
+    "The first step of the trainings with right and wrong divisors again, to 1 %."
+    pytest.importorskip("skimage")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+    try: from make_experiments import learn_with_divisor
+    finally: sys.path.pop(0)
+    stored, = (row["loss"] for row in experiment("divisors") if row["divisor"] == name and row["seed"] == 0)
+    torch.set_num_threads(1)
+    assert learn_with_divisor(name, 0, tmp_path / "run", stop=1)[1] == pytest.approx(stored, rel=0.01)
 
 
 def test_batches_and_random_numbers_follow_from_the_step():

@@ -20,6 +20,7 @@ from detr_nb.bench import Setting, describe_machine, images_of, published, run_b
 from detr_nb.boxes import box_iou
 from detr_nb.datasets import open_split
 from detr_nb.files import ASSETS, atomic, read_log
+from detr_nb.losses import DetrLoss
 from detr_nb.napkin import compare_runs
 from detr_nb.own_data import compare_coins, cut_squares, find_coins, start_training
 from detr_nb.pretraining import compare_beginnings, init_scenes_detector, pretrain_backbone, scenes_processor
@@ -77,6 +78,8 @@ def lessons() -> None:
             pretrain_backbone(weights, steps=3000, **change)
             rows += [row | {"lesson": name} for row in compare_beginnings("pretrained", backbone=weights)]
     rows += [row | {"lesson": "none, a higher rate"} for row in compare_beginnings("normalised", rate=4.0)]
+    second = compare_beginnings("normalised", rate=4.0, dense_weight=30.0)
+    rows += [row | {"lesson": "none, a second loss"} for row in second]
     write("lessons", rows)
 
 
@@ -178,6 +181,53 @@ def batches() -> None:
     write("batches", rows)
 
 
+def one_image(outputs: dict, i: int) -> dict:
+    "What a detector says of one image of a batch."
+    said = {name: outputs[name][i : i + 1] for name in ("logits", "pred_boxes")}
+    return said | {"auxiliary_outputs": [one_image(layer, i) for layer in outputs.get("auxiliary_outputs") or ()]}
+
+
+class OwnDivisors(DetrLoss):
+    "Each image's losses divided by what belongs to it alone, as if it had a process of its own."
+    def forward(self, outputs, targets, pairs=None, divisors=None):
+        losses = [super(OwnDivisors, self).forward(one_image(outputs, i), [target]) for i, target in enumerate(targets)]
+        return {name: torch.stack([one[name] for one in losses]).mean() for name in losses[0]}
+
+
+class BoxesBySum(DetrLoss):
+    "The losses of boxes divided by eight times what is right, as the sum over eight processes would be."
+    def forward(self, outputs, targets, pairs=None, divisors=None):
+        right = self.divisors([targets], outputs["logits"].shape[1])
+        return super().forward(outputs, targets, pairs, right._replace(boxes=8 * right.boxes))
+
+
+DIVISORS = {"mean of all": DetrLoss, "its own": OwnDivisors, "boxes by the sum": BoxesBySum}
+
+
+def learn_with_divisor(name: str, seed: int, folder: Path, stop: int | None = None) -> tuple[dict, float]:
+    "The numbers of a detector that has learned from 8,000 scenes, and the loss of its first step."
+    recipe = replace(
+        RECIPES["scenes"], steps=1000, stop=stop, batch_size=8, lr=5e-4, backbone_lr=5e-4, query_groups=1, ema=0.0,
+        evaluations=1, seed=seed,
+    )
+    model, processor = init_scenes_detector(seed=seed), scenes_processor()
+    model.criterion.__class__ = DIVISORS[name]
+    train(model, SceneDetection(8000, seed=0), folder, recipe, processor)
+    tables = {} if stop else evaluate(model.eval(), SceneDetection(200, seed=0, split="val"), processor, progress=False)
+    return tables, read_log(folder / "log.csv")[0]["loss"]
+
+
+def divisors() -> None:
+    "43 · Scaling: trainings whose losses are divided by the right number, and by wrong ones."
+    rows = []
+    for seed in (0, 1):
+        for name in DIVISORS:
+            with tempfile.TemporaryDirectory() as folder: tables, loss = learn_with_divisor(name, seed, Path(folder))
+            numbers = {"AP": tables["all"]["AP"], "AP50": tables["all"]["AP50"], "AP75": tables["all"]["AP75"]}
+            rows.append({"divisor": name, "seed": seed, "loss": loss} | numbers | {"AP things": tables["things"]["AP"]})
+    write("divisors", rows)
+
+
 SHARE = """
 import sys, time, torch
 from detr_nb import SceneDetection
@@ -272,7 +322,7 @@ def bench() -> None:
 EXPERIMENTS = {
     "speed": speed, "bench": bench, "napkin": napkin, "beginnings": beginnings,
     "sizes": sizes, "box_question": box_question, "lessons": lessons, "coins": coins,
-    "coin_steps": coin_steps, "by_heart": by_heart, "batches": batches, "processes": processes,
+    "coin_steps": coin_steps, "by_heart": by_heart, "batches": batches, "processes": processes, "divisors": divisors,
 }
 
 
