@@ -154,12 +154,13 @@ def test_a_cell_of_a_thing_counts_as_many_of_stuff(thing_weight):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lesson", "weight"), [("none, a higher rate", 0.0), ("none, a second loss", 30.0)])
+@pytest.mark.parametrize(("lesson", "weight"), [("none, a higher rate", 0.0), ("none, a second loss", 30.0), ("none, a light second loss", 1.0)])
 def test_stored_lessons(lesson, weight):
     "The first five steps of a random backbone with a higher rate, and with a second loss, again, to 1 %."
     stored = [row for row in experiment("lessons") if row["lesson"] == lesson]
     assert {row["lesson"] for row in experiment("lessons")} == {
         "none, a higher rate", "a lower rate", "things count like stuff", "nine cells of an image", "none, a second loss",
+        "none, a light second loss",
     }
     torch.set_num_threads(1)
     again = compare_beginnings("normalised", rate=4.0, dense_weight=weight, stop=5)

@@ -78,8 +78,9 @@ def lessons() -> None:
             pretrain_backbone(weights, steps=3000, **change)
             rows += [row | {"lesson": name} for row in compare_beginnings("pretrained", backbone=weights)]
     rows += [row | {"lesson": "none, a higher rate"} for row in compare_beginnings("normalised", rate=4.0)]
-    second = compare_beginnings("normalised", rate=4.0, dense_weight=30.0)
-    rows += [row | {"lesson": "none, a second loss"} for row in second]
+    for name, weight in {"none, a second loss": 30.0, "none, a light second loss": 1.0}.items():
+        second = compare_beginnings("normalised", rate=4.0, dense_weight=weight)
+        rows += [row | {"lesson": name} for row in second]
     write("lessons", rows)
 
 
