@@ -29,7 +29,7 @@ from .scenes import CATEGORIES, SIZE, THINGS, Scene, draw_scene
 # %% auto #0
 __all__ = [
     "choose_cells", "pretrain_backbone", "scenes_config", "scenes_processor",
-    "init_scenes_detector", "cell_targets_of", "compare_beginnings"
+    "init_scenes_detector", "compare_beginnings"
 ]
 
 # %% ../nbs/40_pretraining.ipynb #ceb9f9e3
@@ -298,16 +298,8 @@ def init_scenes_detector(
     return detector
 
 # %% ../nbs/40_pretraining.ipynb #98333889
-def cell_targets_of(seed: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The class mixtures (B, 16, 16, 13) and boxes (B, 16, 16, 4) of a training's scenes.
-
-    Args:
-        seed (int)
-        indices (Sequence[int])
-
-    Returns:
-        tuple[Tensor, Tensor]
-    """
+def _stack_targets(seed: int, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    "The class mixtures (B, 16, 16, 13) and boxes (B, 16, 16, 4) of a training's scenes."
     mixtures, boxes = zip(*(cell_targets(draw_scene(seed, i, "train"), 8) for i in indices))
     return torch.from_numpy(np.stack(mixtures)).float(), torch.from_numpy(np.stack(boxes)).float()
 
@@ -375,7 +367,7 @@ def compare_beginnings(
         loss = detector.train()(batch.pixel_values, batch.pixel_mask, labels=batch.labels).loss
         total = loss
         if dense_weight:
-            mixture, boxes = cell_targets_of(seed, range(8 * step - 8, 8 * step))
+            mixture, boxes = _stack_targets(seed, range(8 * step - 8, 8 * step))
             class_loss, box_loss = dense_losses(*split_answers(head(features["last"])), mixture, boxes)
             total = loss + dense_weight * (class_loss + box_loss)
         optimizer.zero_grad()

@@ -204,16 +204,23 @@ def test_export_in_eight_bits(tmp_path):
     assert total > 20 and kept >= 0.6 * sum(len(set(one["labels"].tolist())) for one in exact)
 
 
-def test_an_export_is_compared_with_the_model_as_it_was_given(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", ["pool", "norm"])
+def test_an_export_is_compared_with_the_model_as_it_was_given(fault, tmp_path, monkeypatch):
     "What goes wrong on the way to the graph, in a pool that is mended or in a norm that is folded, is found."
-    from detr_nb import speed
+    from detr_nb import detector, speed
     model, processor = (cls.from_pretrained("scenes") for cls in (DetrForObjectDetection, DetrImageProcessor))
+    fold_norms = detector.fold_norms
 
     def shifted(pool):
         given = (pool.kernel_size, pool.stride, 0, False, pool.count_include_pad)
         pool.forward = lambda x: torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, [1, 0, 1, 0]), *given)
 
-    monkeypatch.setattr(speed, "fix_padding", shifted)
+    def folded_twice(encoder):
+        fold_norms(encoder).model.layer2[0].conv1.weight.mul_(1.1)
+        return encoder
+
+    if fault == "pool": monkeypatch.setattr(speed, "fix_padding", shifted)
+    else: monkeypatch.setattr(detector, "fold_norms", torch.no_grad()(folded_twice))
     with pytest.raises(ValueError, match="the exported model differs from the model"):
         speed.export_model(model, processor, tmp_path / "wrong", "torch")
     assert not list((tmp_path / "wrong").glob("*.pt2"))

@@ -1,6 +1,6 @@
 "Training: what the log says is found again, interruptions, two processes, transformers' Trainer, supervision."
+import importlib
 import json
-import sys
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -559,30 +559,30 @@ def test_experiments_refuse_what_they_do_not_know(tmp_path):
     with pytest.raises(ValueError, match="fault='corner': want"): learn_by_heart(steps=1, fault="corner")
 
 
+@pytest.fixture
+def experiments(monkeypatch):
+    "The file that makes the logs again; it needs the photographs of scikit-image."
+    pytest.importorskip("skimage")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "tools")
+    return importlib.import_module("make_experiments")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["many sizes", "128 pixels"])
-def test_stored_sizes(name, tmp_path):
+def test_stored_sizes(name, tmp_path, experiments):
     "The first step of the training on images of one size or of many again, to 1 %."
-    pytest.importorskip("skimage")
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-    try: from make_experiments import learn_sizes
-    finally: sys.path.pop(0)
     stored = {row["loss"] for row in experiment("sizes") if row["run"] == name}
     torch.set_num_threads(1)
-    assert learn_sizes(name, tmp_path / "run", stop=1)[1] == pytest.approx(stored.pop(), rel=0.01) and not stored
+    assert experiments.learn_sizes(name, tmp_path / "run", stop=1)[1] == pytest.approx(stored.pop(), rel=0.01) and not stored
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mean of all", "its own", "boxes by the sum"])
-def test_stored_divisors(name, tmp_path):
+def test_stored_divisors(name, tmp_path, experiments):
     "The first step of the trainings with right and wrong divisors again, to 1 %."
-    pytest.importorskip("skimage")
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-    try: from make_experiments import learn_with_divisor
-    finally: sys.path.pop(0)
     stored, = (row["loss"] for row in experiment("divisors") if row["divisor"] == name and row["seed"] == 0)
     torch.set_num_threads(1)
-    assert learn_with_divisor(name, 0, tmp_path / "run", stop=1)[1] == pytest.approx(stored, rel=0.01)
+    assert experiments.learn_with_divisor(name, 0, tmp_path / "run", stop=1)[1] == pytest.approx(stored, rel=0.01)
 
 
 def test_batches_and_random_numbers_follow_from_the_step():
