@@ -148,11 +148,10 @@ def answers_without(
     detector = model.detr if isinstance(model, DetrForSegmentation) else model
     with evaluating(model):
         tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)[1]
-        queries, memory, positions = (values.expand(len(hidden), -1, -1) for values in (
-            detector.model.query_position_embeddings.weight, detector.model.encoder(*tokens)[0][-1], tokens.positions
-        ))
+        queries = detector.model.query_position_embeddings.weight.expand(len(hidden), -1, -1)
+        memory = detector.model.encoder(*tokens)[0][-1]  # (1, h·w, d): one for all trials
         left = tokens.mask & ~hidden.to(tokens.mask.device)
-        states = detector.model.decoder(torch.zeros_like(queries), queries, memory, positions, left).last
+        states = detector.model.decoder(torch.zeros_like(queries), queries, memory, tokens.positions, left).last
     return detector.class_labels_classifier(states).softmax(-1), detector.bbox_predictor(states).sigmoid()
 
 # %% ../nbs/50_explore.ipynb #a87c7457

@@ -77,7 +77,7 @@ def prepared(cell: nbformat.NotebookNode, late: bool = False) -> nbformat.Notebo
 
 
 # A cell with the tag `open` is never folded, one with the tag `folded` always.
-LONG = 40  # lines of library code that a page folds in a chapter's second half
+LONG, PRIVATE = 25, 10  # more lines of library code than these a page folds in a chapter's second half
 DRAWN = 20  # lines that draw a figure, likewise, in either half
 
 
@@ -85,7 +85,8 @@ def folded_as(code: str, cell: str, late: bool) -> str:
     "What stands in place of code that a page folds; nothing where it is shown."
     lines = len(code.splitlines())
     if only_prepares(code): return "Imports"
-    if late and cell.startswith(("#| export", "#| exporti")) and lines > LONG:
+    exported = re.match(r"#\| export(i?)\n", cell)
+    if late and exported and lines > (PRIVATE if exported[1] else LONG):
         names = [node.name for node in ast.parse(code).body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
         named = [name for name in names if not name.startswith("_")] or names
         return f"Code of {', '.join(named[:3])}{' …' if len(named) > 3 else ''}: {lines} lines"
@@ -183,6 +184,8 @@ def notebook_page(path: Path) -> nbformat.NotebookNode:
     "A notebook as the site shows it."
     notebook = nbformat.read(path, as_version=4)
     cells, late = [], False
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    past = next((name for name in ("Try it", "Exercises", "Where to go") if f"\n## {name}\n" in f"\n{text}\n"), "")
     for i, cell in enumerate(notebook.cells):
         late |= cell.cell_type == "markdown" and "## In the library" in cell.source
         try:
@@ -192,14 +195,15 @@ def notebook_page(path: Path) -> nbformat.NotebookNode:
     for cell in cells:
         if cell.cell_type != "markdown": continue
         chapter = path.stem[0].isdigit()
-        if chapter: cell.source = skippable(cell.source)
+        if chapter: cell.source = skippable(cell.source, past)
         cell.source = with_reference(cell.source, path.stem) if chapter else filled(cell.source, tests=False)
     return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
 
-def skippable(text: str) -> str:
-    "A chapter's second half begins with a way past it."
-    return re.sub(r"(?m)^(## In the library.*)$", r"\1\n\n[Skip to *What to remember*](#what-to-remember)", text)
+def skippable(text: str, past: str) -> str:
+    "A chapter's second half begins with a way past it, to the heading that follows."
+    if not past: return text
+    return re.sub(r"(?m)^(## In the library.*)$", rf"\1\n\n[Skip to *{past}*](#{past.lower().replace(' ', '-')})", text)
 
 
 PARTS = {  # by the tens of the chapters' numbers
