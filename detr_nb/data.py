@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .boxes import masks_to_boxes
+from .boxes import box_iou, masks_to_boxes
 from .files import read_image, read_json
 from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
 
@@ -496,16 +496,48 @@ def guess_format(
     if boxes.max() <= 1 < sizes.min(): return "shares of the image, 0…1"
     start, end = boxes[:, :2], boxes[:, 2:]
     if ((start + end > sizes + 1).any(1)).mean() < 0.1: return None
-    if (start <= end).all() and (end <= sizes + 1).all() and (start >= -1).all(): return "corners x0, y0, x1, y1"
-    if (start - end / 2 >= -1).all() and (start + end / 2 <= sizes + 1).all(): return "centre x, y, width, height"
+    most = lambda fits: fits.all(1).mean() > 0.97  # a few boxes may be drawn a little too far
+    if most(start <= end) and most(end <= sizes + 1) and most(start >= -1): return "corners x0, y0, x1, y1"
+    if most(start - end / 2 >= -1) and most(start + end / 2 <= sizes + 1): return "centre x, y, width, height"
     return None
+
+def compare_with_masks(
+    data: dict,       # what `read_annotations` returns
+    most: int = 300,  # annotations that are compared, spread over the file
+) -> tuple[list[int], np.ndarray]:
+    """How far boxes overlap (IoU) with the boxes around their own masks, and the ids of their
+    images.
+
+    Args:
+        data (dict): what `read_annotations` returns
+        most (int): annotations that are compared, spread over the file. Defaults to 300.
+
+    Returns:
+        tuple[list[int], np.ndarray]
+    """
+    sizes_of = {image["id"]: (image["height"], image["width"]) for image in data["images"]}
+    drawn = [
+        a for a in data["annotations"] if a.get("segmentation") and not a.get("iscrowd") and min(a["bbox"][2:]) > 0
+    ]
+    pairs = []
+    for annotation in drawn[:: max(1, len(drawn) // most)]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of pycocotools
+            try: mask = annotation_mask(annotation, *sizes_of[annotation["image_id"]], annotation["image_id"])
+            except ValueError: continue  # `check_masks` names it
+        outline = masks_to_boxes(mask[None])
+        if (outline[0, 2:] - outline[0, :2]).min() < 8: continue  # a pixel more or less would be too much
+        x, y, width, height = annotation["bbox"]
+        overlap = box_iou(outline, torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32))
+        pairs.append((annotation["image_id"], float(overlap)))
+    return [image_id for image_id, _ in pairs], np.array([overlap for _, overlap in pairs])
 
 def check_boxes(
     data: dict,                 # what `read_annotations` returns
     source: str | os.PathLike,  # its name, for messages
 ) -> None:
-    """One warning each, with counts, for boxes that are cut, that have no area, and that look like
-    another format.
+    """One warning each, with counts, for boxes that are cut, that have no area, that lie elsewhere
+    than their masks, and that look like another format.
 
     Args:
         data (dict): what `read_annotations` returns
@@ -519,13 +551,15 @@ def check_boxes(
     empty = (np.minimum(end, sizes) <= np.maximum(start, 0)).any(1)
     cut = ((start < -1) | (end > sizes + 1)).any(1) & ~empty
     looks = guess_format(boxes, sizes)
-    for which, what in (
-        (empty, "have no area inside their image and are left out"),
-        (cut, "reach out of their image by more than a pixel and are cut at its edge"),
+    compared, overlaps = compare_with_masks(data)
+    for which, ids, what in (
+        (empty, of_image, "have no area inside their image and are left out"),
+        (cut, of_image, "reach out of their image by more than a pixel and are cut at its edge"),
+        (overlaps < 0.5, compared, "that were compared with the masks of their objects lie elsewhere (IoU below 0.5)"),
     ):
         if not which.any(): continue
-        first = of_image[int(which.argmax())]
-        warnings.warn(f"{source}: {which.sum()} of {len(boxes)} boxes {what}, the first in image {first}", stacklevel=4)
+        first = ids[int(which.argmax())]
+        warnings.warn(f"{source}: {which.sum()} of {len(which)} boxes {what}, the first in image {first}", stacklevel=4)
     if looks:
         warnings.warn(f"{source}: the boxes look like {looks}; want x, y, width, height in pixels", stacklevel=4)
 
