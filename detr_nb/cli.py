@@ -43,7 +43,7 @@ Model = Annotated[
     str, typer.Option("--model", "-m", help='a folder, a name on the hub, or the embedded "scenes"')
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder for the results")]
-Force = Annotated[bool, typer.Option("--force", help="overwrite files that this command did not write")]
+Force = Annotated[bool, typer.Option("--force", help="overwrite files that detr-nb did not write")]
 SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="leave out images whose files are not there")]
 
 # %% auto #0
@@ -634,14 +634,21 @@ def eval_command(
     counts: Annotated[
         bool, typer.Option("--counts", help="also count what is right, wrong and missed over scores of 0.1 to 0.9")
     ] = False,
+    review: Annotated[
+        float | None, typer.Option(min=0, max=1, help="also sort the answers over this score: what is wrong with them?")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="with --review: draw twelve images with answers here")] = None,
     skip_missing: SkipMissing = False,
     force: Force = False,
 ):
     """COCO's numbers of a model on a split.
 
     For all classes and, where the data tells them apart, for things (and stuff)."""
-    if counts and task is Task.panoptic:
-        raise typer.BadParameter("segments have one threshold; want detection or instance", param_hint="--counts")
+    if (counts or review is not None) and task is Task.panoptic:
+        hint = "--counts" if counts else "--review"
+        raise typer.BadParameter("segments have one threshold; want detection or instance", param_hint=hint)
+    if figure and review is None:
+        raise typer.BadParameter("want --review, the score from which on answers are drawn", param_hint="--figure")
     if task is Task.semantic:
         raise typer.BadParameter(
             "semantic maps have no COCO number; want detection, instance or panoptic", param_hint="--task"
@@ -652,7 +659,8 @@ def eval_command(
     network, processor = detr_nb.speed.load_model(model or "scenes", task.value)
     detr_nb.config.check_categories(network.config, dataset.id2label)
     if not allow_other_names: compare_names(network.config.id2label, dataset.id2label)
-    if json_file: claim(json_file, force)
+    for path in (json_file, figure):
+        if path: claim(path, force)
     if task is Task.panoptic:
         if not force and out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists():
             raise FileExistsError(f"{out} holds files that no such command wrote: choose another, or pass --force")
@@ -664,9 +672,17 @@ def eval_command(
         tables = detr_nb.evaluate(
             network, dataset, processor, batch_size,
             iou_types=("bbox", "segm") if task is Task.instance else ("bbox",), engine=engine,
-            thresholds=[tenth / 10 for tenth in range(1, 10)] if counts else (),
+            thresholds=[twentieth / 20 for twentieth in range(2, 19)] if counts else (),
         )
         typer.echo(detr_nb.evaluation.format_tables(tables))
+    if review is not None:
+        kinds, drawn = detr_nb.own_data.review_answers(network, processor, dataset, review, 12 if figure else 0)
+        tables |= {f"review over {review:g}": dict(kinds)}
+        typer.echo(f"\nanswers over {review:g}: " + ", ".join(
+            f"{kinds[kind]} {kind}" for kind in ("right", "again", "other class", "on nothing", "missed")
+        ))
+        if figure:
+            with detr_nb.files.atomic(figure) as part: drawn.savefig(part, dpi=110)
     if json_file:
         detr_nb.files.write_json(tables, json_file)
 

@@ -552,14 +552,15 @@ def check_boxes(
     cut = ((start < -1) | (end > sizes + 1)).any(1) & ~empty
     looks = guess_format(boxes, sizes)
     compared, overlaps = compare_with_masks(data)
+    elsewhere = np.asarray(overlaps < 0.5)
     for which, ids, what in (
         (empty, of_image, "have no area inside their image and are left out"),
         (cut, of_image, "reach out of their image by more than a pixel and are cut at its edge"),
-        (overlaps < 0.5, compared, "that were compared with the masks of their objects lie elsewhere (IoU below 0.5)"),
+        (elsewhere, compared, "that were compared with the masks of their objects lie elsewhere (IoU below 0.5)"),
     ):
         if not which.any(): continue
         first = ids[int(which.argmax())]
-        warnings.warn(f"{source}: {which.sum()} of {len(which)} boxes {what}, the first in image {first}", stacklevel=4)
+        warnings.warn(f"{source}: {which.sum()} of {which.size} boxes {what}, the first in image {first}", stacklevel=4)
     if looks:
         warnings.warn(f"{source}: the boxes look like {looks}; want x, y, width, height in pixels", stacklevel=4)
 

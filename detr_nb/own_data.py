@@ -5,28 +5,35 @@
 # %% ../nbs/42_own_data.ipynb #d87689fc
 from __future__ import annotations
 
+import math
 import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from .boxes import box_iou
 from .config import DetrConfig
-from .data import CocoDetection, CocoPanoptic
+from .data import CocoDetection, CocoPanoptic, detection_target
 from .datasets import open_split, write_coco
-from .detector import DetrForObjectDetection
+from .detector import DetrForObjectDetection, evaluating
 from .evaluation import evaluate
 from .files import read_log
 from .mask_head import DetrForSegmentation
 from .pretraining import scenes_config, scenes_processor
 from .processor import DetrImageProcessor
 from .training import Recipe, train
+from .visualization import draw_box, show_boxes
 
 # %% auto #0
 __all__ = [
-    "ORIGINAL_REGULARISATION", "coco_config", "start_training", "compare_coins"
+    "ORIGINAL_REGULARISATION", "coco_config", "start_training", "sort_answers", "draw_answers",
+    "review_answers", "compare_coins"
 ]
 
 # %% ../nbs/42_own_data.ipynb #3a6a9c75
@@ -238,6 +245,104 @@ def start_training(
     if renamed: init_class_head(network, cls.from_pretrained(model))
     if network.config.num_queries != known.num_queries: init_queries(network, cls.from_pretrained(model))
     return network, DetrImageProcessor.from_pretrained(model, size=size)
+
+# %% ../nbs/42_own_data.ipynb #review421
+def sort_answers(
+    found: Mapping[str, Tensor],  # of one image: scores (K,), labels (K,), boxes (K, 4) corners in pixels
+    truth: Mapping[str, Tensor],  # class_labels (T,), boxes (T, 4)
+) -> tuple[list[str], list[int]]:
+    """What each answer is: "right", "again" (a surer one has named this object), "other class" or
+    "on nothing", by an IoU over 0.5, the surest first; and the objects that nobody named.
+
+    Args:
+        found (Mapping[str, Tensor]): of one image: scores (K,), labels (K,), boxes (K, 4) corners
+            in pixels
+        truth (Mapping[str, Tensor]): class_labels (T,), boxes (T, 4)
+
+    Returns:
+        tuple[list[str], list[int]]
+    """
+    overlaps, kinds, taken = box_iou(found["boxes"], truth["boxes"]), [""] * len(found["boxes"]), set()
+    for k in found["scores"].argsort(descending=True).tolist():
+        on = [t for t in overlaps[k].argsort(descending=True).tolist() if overlaps[k, t] > 0.5]
+        fits = [t for t in on if truth["class_labels"][t] == found["labels"][k]]
+        free = [t for t in fits if t not in taken]
+        taken |= set(free[:1])
+        kinds[k] = "right" if free else "again" if fits else "other class" if on else "on nothing"
+    return kinds, [t for t in range(len(truth["boxes"])) if t not in taken]
+
+def draw_answers(
+    reviewed: Sequence[tuple],  # image, its name, what was found, the truth, and what `sort_answers` says of them
+    names: Mapping[int, str],   # of the categories
+) -> Any:                       # the figure
+    """Images with their answers: right ones blue, wrong ones orange, missed objects dotted.
+
+    Args:
+        reviewed (Sequence[tuple]): image, its name, what was found, the truth, and what
+            `sort_answers` says of them
+        names (Mapping[int, str]): of the categories
+
+    Returns:
+        Any: the figure
+    """
+    from matplotlib.figure import Figure
+    columns = min(4, len(reviewed))
+    rows = math.ceil(len(reviewed) / columns)
+    figure = Figure(figsize=(3 * columns, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax in axes[len(reviewed) :]: ax.axis("off")
+    for ax, (image, title, found, truth, kinds, missed) in zip(axes, reviewed):
+        show_boxes(np.asarray(image), title=title, ax=ax)
+        for t in missed: draw_box(ax, truth["boxes"][t].numpy(), "black", ":")
+        for k, kind in enumerate(kinds):
+            box, colour = found["boxes"][k].numpy(), "#0072B2" if kind == "right" else "#D55E00"
+            draw_box(ax, box, colour)
+            words = f"{names.get(int(found['labels'][k]), '')} {found['scores'][k]:.2f}"
+            look = dict(fc=colour, ec="none", pad=0.6)
+            ax.text(box[0], box[3], words, color="white", fontsize=6.5, va="top", bbox=look, clip_on=True)
+    return figure
+
+@torch.inference_mode()
+def review_answers(
+    model: DetrForObjectDetection | DetrForSegmentation,
+    processor: DetrImageProcessor,
+    dataset: Any,             # `CocoDetection` or `SceneDetection`
+    threshold: float = 0.5,   # only answers with a higher score
+    draw: int = 0,            # so many images, spread over the split
+) -> tuple[Counter, Any]:     # how many of each kind, and "missed"; the figure, or None
+    """The answers of a model on a split, sorted by what is right or wrong about them. (Crowds are
+    no objects here: an answer on one counts as one on nothing.)
+
+    Args:
+        model (DetrForObjectDetection | DetrForSegmentation)
+        processor (DetrImageProcessor)
+        dataset (Any): `CocoDetection` or `SceneDetection`
+        threshold (float): only answers with a higher score. Defaults to 0.5.
+        draw (int): so many images, spread over the split. Defaults to 0.
+
+    Returns:
+        tuple[Counter, Any]: how many of each kind, and "missed"; the figure, or None
+    """
+    from tqdm.auto import tqdm
+    detector, counts, reviewed = getattr(model, "detr", model), Counter(), []
+    chosen = set(np.linspace(0, len(dataset) - 1, min(draw, len(dataset))).round().astype(int).tolist())
+    device = next(model.parameters()).device
+    names = dataset.coco.imgs if isinstance(dataset, CocoDetection) else {}
+    with evaluating(model):
+        for index in tqdm(range(len(dataset)), "review", leave=False, disable=len(dataset) < 40):
+            image, annotations = dataset[index]
+            batch = processor(image, return_tensors="pt").to(device)
+            outputs = detector(batch.pixel_values, batch.pixel_mask)
+            found, = processor.post_process_object_detection(outputs, threshold, [(image.height, image.width)])
+            found = {key: value.cpu() for key, value in found.items()}
+            truth = detection_target(annotations, image.height, image.width)
+            kinds, missed = sort_answers(found, truth)
+            counts.update(kinds)
+            counts["missed"] += len(missed)
+            if index not in chosen: continue
+            name = names.get(int(truth["image_id"]), {}).get("file_name", f"image {int(truth['image_id'])}")
+            reviewed.append((image, name, found, truth, kinds, missed))
+    return counts, draw_answers(reviewed, model.config.id2label) if reviewed else None
 
 # %% ../nbs/42_own_data.ipynb #c95d639e
 def compare_coins(

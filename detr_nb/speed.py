@@ -202,7 +202,10 @@ class ExportedModel(nn.Module):
     ):
         super().__init__()
         file = find_export(Path(path))
-        if file is None: raise FileNotFoundError(f"{path}: want one of {', '.join(EXPORTS.values())}, or its folder")
+        if file is None:
+            several = [name for name in EXPORTS.values() if (Path(path) / name).is_file()]
+            hint = f" (it holds {' and '.join(several)}: name the file)" if several else ""
+            raise FileNotFoundError(f"{path}: want one of {', '.join(EXPORTS.values())}, or its folder{hint}")
         hints = {"float32": "f32", "bfloat16": "bf16"}
         if precision not in hints or precision != "float32" and file.suffix != ".xml":
             raise ValueError(f"precision={precision!r}: want 'float32' or, for OpenVINO, 'bfloat16'")

@@ -170,11 +170,24 @@ def test_eval(data, tmp_path):
     counted = run("eval", "--data", data, "--counts", "--json", tmp_path / "counts.json")
     counts = json.loads((tmp_path / "counts.json").read_text())
     assert counted.returncode == 0 and {n: v for n, v in counts.items() if "over" not in n} == numbers
-    assert list(counts)[2:] == [f"over 0.{n}" for n in range(1, 10)]
-    right, missed = ([counts[f"over 0.{n}"][word] for n in range(1, 10)] for word in ("right", "missed"))
-    assert right == sorted(right, reverse=True) and len({a + b for a, b in zip(right, missed)}) == 1 and right[4] > 0
+    assert list(counts)[2:] == [f"over {n / 20:g}" for n in range(2, 19)]
+    right, missed = ([counts[f"over {n / 20:g}"][word] for n in range(2, 19)] for word in ("right", "missed"))
+    assert right == sorted(right, reverse=True) and len({a + b for a, b in zip(right, missed)}) == 1 and right[8] > 0
     refused = run("eval", "--data", data, "--task", "panoptic", "--counts", "--out", tmp_path / "found")
     assert refused.returncode == 2 and "--counts" in refused.stderr
+
+
+def test_eval_sorts_the_answers(data, tmp_path):
+    figure, numbers = tmp_path / "errors.png", tmp_path / "numbers.json"
+    result = run("eval", "--data", data, "--counts", "--review", "0.5", "--figure", figure, "--json", numbers)
+    assert result.returncode == 0, result.stderr
+    kinds, counted = (json.loads(numbers.read_text())[key] for key in ("review over 0.5", "over 0.5"))
+    assert kinds["right"] == counted["right"] and kinds["missed"] == counted["missed"]
+    assert sum(kinds.get(kind, 0) for kind in ("again", "other class", "on nothing")) == counted["wrong"]
+    assert f"{kinds['right']} right" in result.stdout and Image.open(figure).size[0] > 500
+    for wrong, option in ((("--figure", figure), "--figure"), (("--review", "0.5", "--task", "panoptic"), "--review")):
+        refused = run("eval", "--data", data, "--out", tmp_path / "found", *wrong)
+        assert refused.returncode == 2 and option in refused.stderr
 
 
 @pytest.mark.slow
