@@ -119,6 +119,41 @@ def test_boxes_outside(tmp_path):
     assert boxes.tolist() == [[1, 2, 6, 7], [15, 5, 20, 10]]
 
 
+def said_of(tmp_path, boxes, polygons=None, size=(200, 100), **more):
+    "The warnings of a file with such boxes, and with polygons if they are given."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CocoDetection(*folder_with(tmp_path, lambda d: d.update(
+            images=[{"id": 1, "file_name": "a.png", "width": size[0], "height": size[1]}],
+            annotations=[
+                {"id": i + 1, "image_id": 1, "category_id": 3, "bbox": list(box)} | more
+                | ({"segmentation": polygons[i]} if polygons else {}) for i, box in enumerate(boxes)
+            ],
+        )))
+    return [str(w.message).partition("truth.json: ")[2] for w in caught]
+
+
+def test_boxes_that_lie_elsewhere_than_their_masks_are_counted(tmp_path):
+    square = lambda x, y, side: [[x, y, x + side, y, x + side, y + side, x, y + side]]
+    polygons = [square(10, 10, 20), square(60, 20, 40), square(120, 30, 30), square(5, 80, 4)]
+    right = [(10, 10, 20, 20), (60, 20, 40, 40), (119, 31, 30, 30), (50, 50, 4, 4)]  # the last is too small to judge
+    assert said_of(tmp_path, right, polygons) == []
+    elsewhere = "1 of 3 boxes that were compared with the masks of their objects lie elsewhere (IoU below 0.5), the first in image 1"
+    assert said_of(tmp_path, [right[0], (100, 20, 40, 40), *right[2:]], polygons) == [elsewhere]
+    assert said_of(tmp_path, [(100, 20, 40, 40)], [[[1, 2, 3]]]) == []                  # no mask; `check_masks` says so
+    assert said_of(tmp_path, [(100, 20, 40, 40)], [square(10, 10, 20)], iscrowd=1) == []
+
+
+def test_a_box_that_was_drawn_too_far_does_not_hide_a_format(tmp_path):
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 1, (60, 2)) * (150, 70)
+    corners = np.concatenate([low, low + rng.uniform(10, 30, (60, 2))], 1)
+    corners[7, 2] = 204
+    assert said_of(tmp_path, corners.tolist())[-1].startswith("the boxes look like corners")
+    sizes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+    assert not [line for line in said_of(tmp_path, sizes.tolist()) if "look like" in line]
+
+
 def test_a_image_that_is_cut_off(tmp_path):
     folder, truth = folder_with(tmp_path)
     (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:40])
