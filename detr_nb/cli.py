@@ -118,6 +118,20 @@ def claim(path: Path, force: bool, *others: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / MANIFEST, "a", encoding="utf-8") as file: file.writelines(f"{name}\n" for name in new)
 
+def check_figure(path: Path | None, json_file: Path | None = None) -> None:
+    """`BadParameter` for a figure whose ending matplotlib does not know, or that would be the JSON
+    file as well.
+
+    Args:
+        path (Path | None)
+        json_file (Path | None)
+    """
+    if path is None: return
+    from matplotlib.backend_bases import FigureCanvasBase
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise typer.BadParameter(f"{path}: want an ending such as .png, .pdf or .svg", param_hint="--figure")
+    if path == json_file: raise typer.BadParameter(f"{path}: is the file of --json, too", param_hint="--figure")
+
 # %% ../nbs/52_cli.ipynb #117223c2
 def find_objects(
     model: Any,                # a model, or its name
@@ -635,7 +649,7 @@ def eval_command(
         bool, typer.Option("--counts", help="also count what is right, wrong and missed over scores of 0.1 to 0.9")
     ] = False,
     review: Annotated[
-        float | None, typer.Option(min=0, max=1, help="also sort the answers over this score: what is wrong with them?")
+        float | None, typer.Option(min=0, max=1, help="also sort the answers (boxes) over this score: what is wrong?")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="with --review: draw twelve images with answers here")] = None,
     skip_missing: SkipMissing = False,
@@ -649,6 +663,7 @@ def eval_command(
         raise typer.BadParameter("segments have one threshold; want detection or instance", param_hint=hint)
     if figure and review is None:
         raise typer.BadParameter("want --review, the score from which on answers are drawn", param_hint="--figure")
+    check_figure(figure, json_file)
     if task is Task.semantic:
         raise typer.BadParameter(
             "semantic maps have no COCO number; want detection, instance or panoptic", param_hint="--task"
@@ -678,13 +693,12 @@ def eval_command(
     if review is not None:
         kinds, drawn = detr_nb.own_data.review_answers(network, processor, dataset, review, 12 if figure else 0)
         tables |= {f"review over {review:g}": dict(kinds)}
-        typer.echo(f"\nanswers over {review:g}: " + ", ".join(
-            f"{kinds[kind]} {kind}" for kind in ("right", "again", "other class", "on nothing", "missed")
-        ))
-        if figure:
-            with detr_nb.files.atomic(figure) as part: drawn.savefig(part, dpi=110)
+        listed = ["right", "again", "other class", "on nothing", *["on a crowd"] * ("on a crowd" in kinds), "missed"]
+        typer.echo(f"\nanswers over {review:g}: " + ", ".join(f"{kinds[kind]} {kind}" for kind in listed))
     if json_file:
         detr_nb.files.write_json(tables, json_file)
+    if figure:
+        with detr_nb.files.atomic(figure) as part: drawn.savefig(part, dpi=110, format=figure.suffix[1:])
 
 # %% ../nbs/52_cli.ipynb #95452faa
 @data_app.command()
@@ -765,6 +779,7 @@ def check_command(
     force: Force = False,
 ):
     "Say what is in a COCO folder, and what is wrong with it: every entry, every image. The exit code is 1 for a fault."
+    check_figure(figure, json_file)
     for path in (json_file, figure):
         if path: refuse_foreign(path, force)
     reports = []
@@ -825,6 +840,7 @@ def bench(
     import torch
     from detr_nb.bench import Setting, below_floor, describe_machine, draw_bench, run_bench
     if device not in ("cpu", "cuda"): raise typer.BadParameter(f"{device!r}: want cpu or cuda", param_hint="--device")
+    check_figure(figure, json_file)
     for path in (json_file, figure):
         if path: claim(path, force)
     if threads: torch.set_num_threads(threads)

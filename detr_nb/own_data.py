@@ -32,8 +32,8 @@ from .visualization import draw_box, show_boxes
 
 # %% auto #0
 __all__ = [
-    "ORIGINAL_REGULARISATION", "coco_config", "start_training", "sort_answers", "draw_answers",
-    "review_answers", "compare_coins"
+    "ORIGINAL_REGULARISATION", "coco_config", "start_training", "sort_answers", "on_crowd",
+    "draw_answers", "review_answers", "compare_coins"
 ]
 
 # %% ../nbs/42_own_data.ipynb #3a6a9c75
@@ -252,7 +252,7 @@ def sort_answers(
     truth: Mapping[str, Tensor],  # class_labels (T,), boxes (T, 4)
 ) -> tuple[list[str], list[int]]:
     """What each answer is: "right", "again" (a surer one has named this object), "other class" or
-    "on nothing", by an IoU over 0.5, the surest first; and the objects that nobody named.
+    "on nothing", by an IoU of at least 0.5, the surest first; and the objects that nobody named.
 
     Args:
         found (Mapping[str, Tensor]): of one image: scores (K,), labels (K,), boxes (K, 4) corners
@@ -264,18 +264,35 @@ def sort_answers(
     """
     overlaps, kinds, taken = box_iou(found["boxes"], truth["boxes"]), [""] * len(found["boxes"]), set()
     for k in found["scores"].argsort(descending=True).tolist():
-        on = [t for t in overlaps[k].argsort(descending=True).tolist() if overlaps[k, t] > 0.5]
+        on = [t for t in overlaps[k].argsort(descending=True).tolist() if overlaps[k, t] >= 0.5]
         fits = [t for t in on if truth["class_labels"][t] == found["labels"][k]]
         free = [t for t in fits if t not in taken]
         taken |= set(free[:1])
         kinds[k] = "right" if free else "again" if fits else "other class" if on else "on nothing"
     return kinds, [t for t in range(len(truth["boxes"])) if t not in taken]
 
+def on_crowd(box: Tensor, label: Tensor, annotations: Sequence[Mapping]) -> bool:
+    """Whether half of a box or more lies in a crowd of its class.
+
+    Args:
+        box (Tensor)
+        label (Tensor)
+        annotations (Sequence[Mapping])
+
+    Returns:
+        bool
+    """
+    crowds = [a["bbox"] for a in annotations if a.get("iscrowd") and a["category_id"] == label]
+    corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in crowds]).reshape(-1, 4)
+    sides = (torch.minimum(box[2:], corners[:, 2:]) - torch.maximum(box[:2], corners[:, :2])).clamp(min=0)
+    return bool((sides.prod(1) >= 0.5 * (box[2:] - box[:2]).prod()).any())
+
 def draw_answers(
     reviewed: Sequence[tuple],  # image, its name, what was found, the truth, and what `sort_answers` says of them
     names: Mapping[int, str],   # of the categories
 ) -> Any:                       # the figure
-    """Images with their answers: right ones blue, wrong ones orange, missed objects dotted.
+    """Images with their answers: right ones blue, wrong ones orange with what is wrong, missed
+    objects dotted.
 
     Args:
         reviewed (Sequence[tuple]): image, its name, what was found, the truth, and what
@@ -292,14 +309,20 @@ def draw_answers(
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax in axes[len(reviewed) :]: ax.axis("off")
     for ax, (image, title, found, truth, kinds, missed) in zip(axes, reviewed):
-        show_boxes(np.asarray(image), title=title, ax=ax)
+        show_boxes(np.asarray(image), ax=ax)
+        ax.set_title(title if len(title) < 36 else f"…{title[-34:]}", fontsize=9, parse_math=False)
         for t in missed: draw_box(ax, truth["boxes"][t].numpy(), "black", ":")
         for k, kind in enumerate(kinds):
             box, colour = found["boxes"][k].numpy(), "#0072B2" if kind == "right" else "#D55E00"
             draw_box(ax, box, colour)
             words = f"{names.get(int(found['labels'][k]), '')} {found['scores'][k]:.2f}"
-            look = dict(fc=colour, ec="none", pad=0.6)
-            ax.text(box[0], box[3], words, color="white", fontsize=6.5, va="top", bbox=look, clip_on=True)
+            if kind != "right": words += f", {kind}"
+            x, y = np.clip(box[[0, 3]], 0, image.size)
+            ax.text(
+                x if x < 0.7 * image.width else image.width, y, words, color="white", fontsize=6.5, clip_on=True,
+                va="top" if y < 0.93 * image.height else "bottom", ha="left" if x < 0.7 * image.width else "right",
+                bbox=dict(fc=colour, ec="none", pad=0.6), parse_math=False,
+            )
     return figure
 
 @torch.inference_mode()
@@ -310,8 +333,9 @@ def review_answers(
     threshold: float = 0.5,   # only answers with a higher score
     draw: int = 0,            # so many images, spread over the split
 ) -> tuple[Counter, Any]:     # how many of each kind, and "missed"; the figure, or None
-    """The answers of a model on a split, sorted by what is right or wrong about them. (Crowds are
-    no objects here: an answer on one counts as one on nothing.)
+    """The answers of a model on a split, sorted by what is right or wrong about them. An answer
+    that would be "on nothing" is "on a crowd" instead if half of its box or more lies in a crowd of
+    its class.
 
     Args:
         model (DetrForObjectDetection | DetrForSegmentation)
@@ -322,11 +346,15 @@ def review_answers(
 
     Returns:
         tuple[Counter, Any]: how many of each kind, and "missed"; the figure, or None
+
+    Raises:
+        ValueError: for a threshold outside 0…1.
     """
     from tqdm.auto import tqdm
+    if not 0 <= threshold <= 1: raise ValueError(f"threshold={threshold!r}: want a number from 0 to 1")
     detector, counts, reviewed = getattr(model, "detr", model), Counter(), []
-    chosen = set(np.linspace(0, len(dataset) - 1, min(draw, len(dataset))).round().astype(int).tolist())
-    device = next(model.parameters()).device
+    chosen = set(np.linspace(0, len(dataset) - 1, min(max(draw, 0), len(dataset))).round().astype(int).tolist())
+    device = next(model.parameters(), torch.empty(0)).device  # an exported model has none
     names = dataset.coco.imgs if isinstance(dataset, CocoDetection) else {}
     with evaluating(model):
         for index in tqdm(range(len(dataset)), "review", leave=False, disable=len(dataset) < 40):
@@ -337,6 +365,9 @@ def review_answers(
             found = {key: value.cpu() for key, value in found.items()}
             truth = detection_target(annotations, image.height, image.width)
             kinds, missed = sort_answers(found, truth)
+            for k, kind in enumerate(kinds):
+                if kind == "on nothing" and on_crowd(found["boxes"][k], found["labels"][k], annotations["annotations"]):
+                    kinds[k] = "on a crowd"
             counts.update(kinds)
             counts["missed"] += len(missed)
             if index not in chosen: continue

@@ -1,6 +1,7 @@
 "COCO files that are broken in every way we could think of; each message names the file, what was found and what is wanted."
 import copy
 import json
+import re
 import warnings
 
 import numpy as np
@@ -135,13 +136,21 @@ def said_of(tmp_path, boxes, polygons=None, size=(200, 100), **more):
 
 def test_boxes_that_lie_elsewhere_than_their_masks_are_counted(tmp_path):
     square = lambda x, y, side: [[x, y, x + side, y, x + side, y + side, x, y + side]]
-    polygons = [square(10, 10, 20), square(60, 20, 40), square(120, 30, 30), square(5, 80, 4)]
-    right = [(10, 10, 20, 20), (60, 20, 40, 40), (119, 31, 30, 30), (50, 50, 4, 4)]  # the last is too small to judge
-    assert said_of(tmp_path, right, polygons) == []
-    elsewhere = "1 of 3 boxes that were compared with the masks of their objects lie elsewhere (IoU below 0.5), the first in image 1"
-    assert said_of(tmp_path, [right[0], (100, 20, 40, 40), *right[2:]], polygons) == [elsewhere]
-    assert said_of(tmp_path, [(100, 20, 40, 40)], [[[1, 2, 3]]]) == []                  # no mask; `check_masks` says so
+    polygons = [square(10, 10, 20), square(60, 20, 40), square(120, 30, 30), square(5, 80, 4), square(-20, 40, 30)]
+    right = [(10, 10, 20, 20), (60, 20, 40, 40), (119, 31, 30, 30), (6, 81, 4, 4), (-20, 40, 30, 30)]
+    cut = "1 of 5 boxes reach out of their image by more than a pixel and are cut at its edge, the first in image 1"
+    assert said_of(tmp_path, right, polygons) == [cut]  # a pixel off, tiny, and half outside: all the same
+    elsewhere = "{} of {} boxes that were compared with the masks of their objects lie elsewhere (IoU below 0.5), the first in image 1"
+    assert said_of(tmp_path, [right[0], (100, 20, 40, 40), *right[2:]], polygons) == [cut, elsewhere.format(1, 5)]
+    assert said_of(tmp_path, [(60, 20, 40, 40)], [square(0.3, 0.2, 0.2)]) == [elsewhere.format(1, 1)]  # shares
+    counts = {"size": [100, 200], "counts": [20_000]}
+    assert said_of(tmp_path, [(60, 20, 40, 40)], [counts]) == [elsewhere.format(1, 1)]  # a mask without a pixel
+    for broken in ([[1, 2, 3]], {"size": 5, "counts": [1]}, {"size": True, "counts": "0"}):  # `check_masks` names them
+        assert said_of(tmp_path, [(100, 20, 40, 40)], [broken]) == []
     assert said_of(tmp_path, [(100, 20, 40, 40)], [square(10, 10, 20)], iscrowd=1) == []
+    many = [(10, 10, 20, 20) if i % 10 == 0 else (100, 20, 40, 40) for i in range(3000)]  # a step of ten would see none
+    said, = said_of(tmp_path, many, [square(10, 10, 20)] * 3000)
+    assert re.match(r"2\d\d of 300 boxes that were compared", said)
 
 
 def test_a_box_that_was_drawn_too_far_does_not_hide_a_format(tmp_path):
