@@ -130,7 +130,8 @@ def check_figure(path: Path | None, json_file: Path | None = None) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
     if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
         raise typer.BadParameter(f"{path}: want an ending such as .png, .pdf or .svg", param_hint="--figure")
-    if path == json_file: raise typer.BadParameter(f"{path}: is the file of --json, too", param_hint="--figure")
+    if json_file and path.resolve() == json_file.resolve():
+        raise typer.BadParameter(f"{path}: is the file of --json, too", param_hint="--figure")
 
 # %% ../nbs/52_cli.ipynb #117223c2
 def find_objects(
@@ -675,7 +676,7 @@ def eval_command(
     detr_nb.config.check_categories(network.config, dataset.id2label)
     if not allow_other_names: compare_names(network.config.id2label, dataset.id2label)
     for path in (json_file, figure):
-        if path: claim(path, force)
+        if path: refuse_foreign(path, force)
     if task is Task.panoptic:
         if not force and out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists():
             raise FileExistsError(f"{out} holds files that no such command wrote: choose another, or pass --force")
@@ -691,10 +692,14 @@ def eval_command(
         )
         typer.echo(detr_nb.evaluation.format_tables(tables))
     if review is not None:
-        kinds, drawn = detr_nb.own_data.review_answers(network, processor, dataset, review, 12 if figure else 0)
+        kinds, drawn = detr_nb.own_data.review_answers(
+            network, processor, dataset, review, 12 if figure else 0, batch_size
+        )
         tables |= {f"review over {review:g}": dict(kinds)}
-        listed = ["right", "again", "other class", "on nothing", *["on a crowd"] * ("on a crowd" in kinds), "missed"]
-        typer.echo(f"\nanswers over {review:g}: " + ", ".join(f"{kinds[kind]} {kind}" for kind in listed))
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count or kind != "on a crowd")
+        typer.echo(f"\nanswers over {review:g}: {listed}")
+    for path in (json_file, figure):
+        if path: claim(path, force)
     if json_file:
         detr_nb.files.write_json(tables, json_file)
     if figure:
@@ -842,11 +847,13 @@ def bench(
     if device not in ("cpu", "cuda"): raise typer.BadParameter(f"{device!r}: want cpu or cuda", param_hint="--device")
     check_figure(figure, json_file)
     for path in (json_file, figure):
-        if path: claim(path, force)
+        if path: refuse_foreign(path, force)
     if threads: torch.set_num_threads(threads)
     machine = describe_machine(device)
     typer.echo(machine)
     rows = run_bench(cases, rounds, Setting(device, small), typer.echo)
+    for path in (json_file, figure):
+        if path: claim(path, force)
     if json_file: detr_nb.files.write_json({"machine": machine, "rows": rows}, json_file, pretty=True)
     if figure:
         with detr_nb.files.atomic(figure) as part: draw_bench(rows, machine).figure.savefig(part, dpi=110)

@@ -497,14 +497,15 @@ def guess_format(
     if boxes.max() <= 1 < sizes.min(): return "shares of the image, 0…1"
     start, end = boxes[:, :2], boxes[:, 2:]
     if ((start + end > sizes + 1).any(1)).mean() < 0.1: return None
-    most = lambda fits: fits.all(1).mean() > 0.97  # a few boxes may be drawn a little too far
-    if most(start <= end) and most(end <= sizes + 1) and most(start >= -1): return "corners x0, y0, x1, y1"
-    if most(start - end / 2 >= -1) and most(start + end / 2 <= sizes + 1): return "centre x, y, width, height"
+    corners = (start <= end) & (end <= sizes + 1) & (start >= -1)
+    centres = (start - end / 2 >= -1) & (start + end / 2 <= sizes + 1)
+    for fits, name in ((corners, "corners x0, y0, x1, y1"), (centres, "centre x, y, width, height")):
+        if fits.all(1).mean() > 0.97: return name  # a few boxes may be drawn a little too far
     return None
 
 def outline_of(annotation: Mapping, height: int, width: int) -> list[float] | None:
-    """x0, y0, x1, y1 around the polygons or run lengths of an annotation, within its image; None
-    for what cannot be drawn.
+    """x0, y0, x1, y1 around the polygons or run lengths of an annotation, within its image; None if
+    there is nothing to draw.
 
     Args:
         annotation (Mapping)
@@ -525,7 +526,7 @@ def outline_of(annotation: Mapping, height: int, width: int) -> list[float] | No
         return [*corners.min(0).clip(0, (width, height)), *corners.max(0).clip(0, (width, height))]
     if isinstance(counts, list): shape = coco_mask.frPyObjects(shape, height, width)
     x, y, across, down = coco_mask.toBbox(shape).tolist()
-    return [x, y, x + across, y + down]
+    return [x, y, x + across, y + down] if across and down else None
 
 def compare_with_masks(
     data: dict,       # what `read_annotations` returns

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from .boxes import box_iou
 from .config import DetrConfig
-from .data import CocoDetection, CocoPanoptic, detection_target
+from .data import CocoDetection, CocoPanoptic
 from .datasets import open_split, write_coco
-from .detector import DetrForObjectDetection, evaluating
-from .evaluation import evaluate
+from .detector import DetrForObjectDetection
+from .evaluation import evaluate, run_model
 from .files import read_log
+from .losses import rank_and_world
 from .mask_head import DetrForSegmentation
 from .pretraining import scenes_config, scenes_processor
 from .processor import DetrImageProcessor
@@ -32,8 +33,8 @@ from .visualization import draw_box, show_boxes
 
 # %% auto #0
 __all__ = [
-    "ORIGINAL_REGULARISATION", "coco_config", "start_training", "sort_answers", "on_crowd",
-    "draw_answers", "review_answers", "compare_coins"
+    "ORIGINAL_REGULARISATION", "KINDS", "coco_config", "start_training", "sort_answers",
+    "review_answers", "compare_coins"
 ]
 
 # %% ../nbs/42_own_data.ipynb #3a6a9c75
@@ -247,6 +248,8 @@ def start_training(
     return network, DetrImageProcessor.from_pretrained(model, size=size)
 
 # %% ../nbs/42_own_data.ipynb #review421
+KINDS = "right", "again", "other class", "on nothing", "on a crowd", "missed"  # of answers, and of objects
+
 def sort_answers(
     found: Mapping[str, Tensor],  # of one image: scores (K,), labels (K,), boxes (K, 4) corners in pixels
     truth: Mapping[str, Tensor],  # class_labels (T,), boxes (T, 4)
@@ -271,37 +274,22 @@ def sort_answers(
         kinds[k] = "right" if free else "again" if fits else "other class" if on else "on nothing"
     return kinds, [t for t in range(len(truth["boxes"])) if t not in taken]
 
-def on_crowd(box: Tensor, label: Tensor, annotations: Sequence[Mapping]) -> bool:
-    """Whether half of a box or more lies in a crowd of its class.
+def _corners(annotations: Sequence[Mapping]) -> Tensor:
+    "Boxes of annotations as they stand in the file, (T, 4) corners in pixels."
+    boxes = torch.tensor([list(a["bbox"]) for a in annotations], dtype=torch.float32).reshape(-1, 4)
+    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
 
-    Args:
-        box (Tensor)
-        label (Tensor)
-        annotations (Sequence[Mapping])
-
-    Returns:
-        bool
-    """
-    crowds = [a["bbox"] for a in annotations if a.get("iscrowd") and a["category_id"] == label]
-    corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in crowds]).reshape(-1, 4)
+def _on_crowd(box: Tensor, label: Tensor, annotations: Sequence[Mapping]) -> bool:
+    "Whether half of a box or more lies in a crowd of its class."
+    corners = _corners([a for a in annotations if a.get("iscrowd") and a["category_id"] == label])
     sides = (torch.minimum(box[2:], corners[:, 2:]) - torch.maximum(box[:2], corners[:, :2])).clamp(min=0)
     return bool((sides.prod(1) >= 0.5 * (box[2:] - box[:2]).prod()).any())
 
-def draw_answers(
+def _draw_answers(
     reviewed: Sequence[tuple],  # image, its name, what was found, the truth, and what `sort_answers` says of them
     names: Mapping[int, str],   # of the categories
 ) -> Any:                       # the figure
-    """Images with their answers: right ones blue, wrong ones orange with what is wrong, missed
-    objects dotted.
-
-    Args:
-        reviewed (Sequence[tuple]): image, its name, what was found, the truth, and what
-            `sort_answers` says of them
-        names (Mapping[int, str]): of the categories
-
-    Returns:
-        Any: the figure
-    """
+    "Images with their answers: right blue, wrong orange with what is wrong, on a crowd grey; missed objects dotted."
     from matplotlib.figure import Figure
     columns = min(4, len(reviewed))
     rows = math.ceil(len(reviewed) / columns)
@@ -313,9 +301,10 @@ def draw_answers(
         ax.set_title(title if len(title) < 36 else f"…{title[-34:]}", fontsize=9, parse_math=False)
         for t in missed: draw_box(ax, truth["boxes"][t].numpy(), "black", ":")
         for k, kind in enumerate(kinds):
-            box, colour = found["boxes"][k].numpy(), "#0072B2" if kind == "right" else "#D55E00"
+            box, colour = found["boxes"][k].numpy(), {"right": "#0072B2", "on a crowd": "0.4"}.get(kind, "#D55E00")
             draw_box(ax, box, colour)
-            words = f"{names.get(int(found['labels'][k]), '')} {found['scores'][k]:.2f}"
+            label = int(found["labels"][k])
+            words = f"{names.get(label, label)} {found['scores'][k]:.2f}"
             if kind != "right": words += f", {kind}"
             x, y = np.clip(box[[0, 3]], 0, image.size)
             ax.text(
@@ -332,10 +321,11 @@ def review_answers(
     dataset: Any,             # `CocoDetection` or `SceneDetection`
     threshold: float = 0.5,   # only answers with a higher score
     draw: int = 0,            # so many images, spread over the split
-) -> tuple[Counter, Any]:     # how many of each kind, and "missed"; the figure, or None
-    """The answers of a model on a split, sorted by what is right or wrong about them. An answer
-    that would be "on nothing" is "on a crowd" instead if half of its box or more lies in a crowd of
-    its class.
+    batch_size: int = 16,
+) -> tuple[Counter, Any]:     # how many there are of each of `KINDS`; the figure, or None
+    """The answers of a model on a split (of several processes: its share), sorted by what is right
+    or wrong about them. A wrong answer is "on a crowd" instead if half of its box or more lies in a
+    crowd of its class, which COCO does not count either.
 
     Args:
         model (DetrForObjectDetection | DetrForSegmentation)
@@ -343,37 +333,36 @@ def review_answers(
         dataset (Any): `CocoDetection` or `SceneDetection`
         threshold (float): only answers with a higher score. Defaults to 0.5.
         draw (int): so many images, spread over the split. Defaults to 0.
+        batch_size (int): Defaults to 16.
 
     Returns:
-        tuple[Counter, Any]: how many of each kind, and "missed"; the figure, or None
+        tuple[Counter, Any]: how many there are of each of `KINDS`; the figure, or None
 
     Raises:
         ValueError: for a threshold outside 0…1.
     """
-    from tqdm.auto import tqdm
     if not 0 <= threshold <= 1: raise ValueError(f"threshold={threshold!r}: want a number from 0 to 1")
-    detector, counts, reviewed = getattr(model, "detr", model), Counter(), []
+    detector, reviewed = getattr(model, "detr", model), []
+    counts: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     chosen = set(np.linspace(0, len(dataset) - 1, min(max(draw, 0), len(dataset))).round().astype(int).tolist())
-    device = next(model.parameters(), torch.empty(0)).device  # an exported model has none
     names = dataset.coco.imgs if isinstance(dataset, CocoDetection) else {}
-    with evaluating(model):
-        for index in tqdm(range(len(dataset)), "review", leave=False, disable=len(dataset) < 40):
+    rank, world = rank_and_world()
+    indices = iter(range(rank, len(dataset), world))
+    for outputs, _, frame in run_model(detector, dataset, processor, batch_size, progress=True):
+        for found, index in zip(processor.post_process_object_detection(outputs, threshold, **frame), indices):
             image, annotations = dataset[index]
-            batch = processor(image, return_tensors="pt").to(device)
-            outputs = detector(batch.pixel_values, batch.pixel_mask)
-            found, = processor.post_process_object_detection(outputs, threshold, [(image.height, image.width)])
-            found = {key: value.cpu() for key, value in found.items()}
-            truth = detection_target(annotations, image.height, image.width)
+            entries, found = annotations["annotations"], {key: value.cpu() for key, value in found.items()}
+            objects = [entry for entry in entries if not entry.get("iscrowd")]
+            truth = {"boxes": _corners(objects), "class_labels": torch.tensor([e["category_id"] for e in objects])}
             kinds, missed = sort_answers(found, truth)
             for k, kind in enumerate(kinds):
-                if kind == "on nothing" and on_crowd(found["boxes"][k], found["labels"][k], annotations["annotations"]):
-                    kinds[k] = "on a crowd"
-            counts.update(kinds)
-            counts["missed"] += len(missed)
+                if kind == "right" or not _on_crowd(found["boxes"][k], found["labels"][k], entries): continue
+                kinds[k] = "on a crowd"
+            counts.update([*kinds, *["missed"] * len(missed)])
             if index not in chosen: continue
-            name = names.get(int(truth["image_id"]), {}).get("file_name", f"image {int(truth['image_id'])}")
+            name = names.get(annotations["image_id"], {}).get("file_name", f"image {annotations['image_id']}")
             reviewed.append((image, name, found, truth, kinds, missed))
-    return counts, draw_answers(reviewed, model.config.id2label) if reviewed else None
+    return counts, _draw_answers(reviewed, model.config.id2label) if reviewed else None
 
 # %% ../nbs/42_own_data.ipynb #c95d639e
 def compare_coins(

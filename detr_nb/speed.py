@@ -387,7 +387,8 @@ def load_model(
     Raises:
         ValueError: where masks are wanted of one that draws none.
     """
-    if find_export(Path(name)):
+    exports = [file for file in EXPORTS.values() if (Path(name) / file).is_file()]
+    if find_export(Path(name)) or len(exports) > 1:
         exported = ExportedModel(name)
         return exported, exported.processor
     processor = DetrImageProcessor.from_pretrained(name)

@@ -185,9 +185,16 @@ def test_eval_sorts_the_answers(data, tmp_path):
     assert kinds["right"] == counted["right"] and kinds["missed"] == counted["missed"]
     assert sum(kinds.get(kind, 0) for kind in ("again", "other class", "on nothing")) == counted["wrong"]
     assert f"{kinds['right']} right" in result.stdout and Image.open(figure).size[0] > 500
-    for wrong, option in ((("--figure", figure), "--figure"), (("--review", "0.5", "--task", "panoptic"), "--review")):
+    (tmp_path / "foreign.png").write_bytes(b"somebody's")
+    for wrong, option in (
+        (("--figure", figure), "--figure"), (("--review", "0.5", "--task", "panoptic"), "--review"),
+        (("--review", "0.5", "--figure", tmp_path / "a.txt"), "want an ending such as .png"),
+        (("--review", "0.5", "--figure", tmp_path / "b.png", "--json", tmp_path / "x" / ".." / "b.png"), "--json"),
+        (("--review", "0.5", "--figure", tmp_path / "foreign.png", "--json", tmp_path / "new.json"), "did not write it"),
+    ):
         refused = run("eval", "--data", data, "--out", tmp_path / "found", *wrong)
         assert refused.returncode == 2 and option in refused.stderr
+    assert "new.json" not in (tmp_path / ".detr_nb_files").read_text()  # nothing was written, so nothing is ours
 
 
 @pytest.mark.slow

@@ -143,9 +143,8 @@ def test_boxes_that_lie_elsewhere_than_their_masks_are_counted(tmp_path):
     elsewhere = "{} of {} boxes that were compared with the masks of their objects lie elsewhere (IoU below 0.5), the first in image 1"
     assert said_of(tmp_path, [right[0], (100, 20, 40, 40), *right[2:]], polygons) == [cut, elsewhere.format(1, 5)]
     assert said_of(tmp_path, [(60, 20, 40, 40)], [square(0.3, 0.2, 0.2)]) == [elsewhere.format(1, 1)]  # shares
-    counts = {"size": [100, 200], "counts": [20_000]}
-    assert said_of(tmp_path, [(60, 20, 40, 40)], [counts]) == [elsewhere.format(1, 1)]  # a mask without a pixel
-    for broken in ([[1, 2, 3]], {"size": 5, "counts": [1]}, {"size": True, "counts": "0"}):  # `check_masks` names them
+    empty = {"size": [100, 200], "counts": [20_000]}
+    for broken in (empty, [[1, 2, 3]], {"size": 5, "counts": [1]}, {"size": True, "counts": "0"}):  # `check_masks` names them
         assert said_of(tmp_path, [(100, 20, 40, 40)], [broken]) == []
     assert said_of(tmp_path, [(100, 20, 40, 40)], [square(10, 10, 20)], iscrowd=1) == []
     many = [(10, 10, 20, 20) if i % 10 == 0 else (100, 20, 40, 40) for i in range(3000)]  # a step of ten would see none
@@ -161,6 +160,9 @@ def test_a_box_that_was_drawn_too_far_does_not_hide_a_format(tmp_path):
     assert said_of(tmp_path, corners.tolist())[-1].startswith("the boxes look like corners")
     sizes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
     assert not [line for line in said_of(tmp_path, sizes.tolist()) if "look like" in line]
+    sizes[:12, 0] = 190  # a fifth of them reaches out: still no other format
+    said = said_of(tmp_path, sizes.tolist())
+    assert len(said) == 1 and "reach out of their image" in said[0]
 
 
 def test_a_image_that_is_cut_off(tmp_path):

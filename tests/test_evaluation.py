@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from detr_nb import CocoEvaluator, SceneDetection, evaluate
+from detr_nb import CocoEvaluator, DetrForObjectDetection, DetrImageProcessor, SceneDetection, evaluate
 from detr_nb.boxes import box_iou
 from detr_nb.data import coco_index, detection_target
 from detr_nb.evaluation import METRICS, format_tables, thing_ids
+from detr_nb.own_data import KINDS, review_answers
 
 
 def noisy_predictions(dataset, seed=0):
@@ -243,3 +244,37 @@ def test_hotcoco_of_masks(dataset):
 def test_engine_is_named(dataset):
     with pytest.raises(ValueError, match="engine='fast': want 'pycocotools' or 'hotcoco'"):
         CocoEvaluator(dataset.coco, engine="fast")
+
+
+class Crowded(SceneDetection):
+    "Scenes in which every third annotation is a crowd, and one box reaches out of its image."
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        annotations = [a | {"iscrowd": int(i % 3 == 2)} for i, a in enumerate(target["annotations"])]
+        x, y, width, height = annotations[0]["bbox"]
+        annotations[0] = annotations[0] | {"bbox": [x - 9, y, width + 9, height]}
+        return image, target | {"annotations": annotations}
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_pad": False}, {"pad_size": {"height": 160, "width": 192}, "box_frame": "canvas"}])
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+def test_sorted_answers_are_those_that_coco_counts(threshold, settings):
+    "Right, wrong and missed are COCO's, with crowds, and whatever the processor does to images."
+    model, scenes = DetrForObjectDetection.from_pretrained("scenes").eval(), Crowded(12, seed=31, split="val")
+    processor = DetrImageProcessor.from_pretrained("scenes", **settings)
+    counted = evaluate(model, scenes, processor, progress=False, thresholds=[threshold])[f"over {threshold:g}"]
+    kinds, figure = review_answers(model, processor, scenes, threshold, batch_size=5)
+    assert figure is None and list(kinds) == list(KINDS)
+    assert {"right": kinds["right"], "missed": kinds["missed"]} == {k: counted[k] for k in ("right", "missed")}
+    assert kinds["again"] + kinds["other class"] + kinds["on nothing"] == counted["wrong"]
+    assert kinds["right"] > 10 and (kinds["on a crowd"] > 0) == ("box_frame" not in settings)
+
+
+def test_a_figure_of_answers_says_what_is_wrong():
+    model, scenes = DetrForObjectDetection.from_pretrained("scenes").eval(), SceneDetection(5, seed=31, split="val")
+    processor = DetrImageProcessor.from_pretrained("scenes")
+    kinds, figure = review_answers(model, processor, scenes, 0.05, draw=9)
+    words = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert sum(ax.has_data() for ax in figure.axes) == 5 and len(words) == sum(kinds.values()) - kinds["missed"]
+    for kind in ("again", "other class", "on nothing"): assert sum(word.endswith(f", {kind}") for word in words) == kinds[kind]
+    with pytest.raises(ValueError, match="threshold=2: want a number from 0 to 1"): review_answers(model, processor, scenes, 2)
