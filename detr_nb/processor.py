@@ -83,7 +83,7 @@ def pad_images(
     height, width = size or (max(i.shape[1] for i in images), max(i.shape[2] for i in images))
     dtype = torch.stack([image.new_zeros(()) for image in images]).dtype if change is None else torch.float32
     pixel_values = torch.empty(len(images), 3, height, width, dtype=dtype, device=images[0].device)
-    pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64)
+    pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64, device=images[0].device)
     for i, image in enumerate(images):
         h, w = image.shape[1:]
         if h > height or w > width:

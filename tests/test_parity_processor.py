@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from detr_nb import DetrImageProcessor
+from detr_nb.processor import pad_images
 from detr_nb.transforms import resized_size
 
 
@@ -300,3 +301,9 @@ def test_floats_that_were_prepared_before(low, high, warned):
 def test_sizes_that_say_nothing(size):
     with pytest.raises(ValueError, match="size="):
         DetrImageProcessor(size=size)
+
+
+def test_the_mask_lies_where_the_images_do():
+    "On a GPU, too; the device without memory stands for it."
+    values, mask = pad_images([torch.zeros(3, 4, 5, device="meta"), torch.zeros(3, 6, 2, device="meta")])
+    assert values.device == mask.device == torch.device("meta") and values.shape == (2, 3, 6, 5) and mask.shape == (2, 6, 5)
