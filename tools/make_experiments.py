@@ -50,8 +50,9 @@ def beginnings() -> None:
     "40 · Pretraining: a detector with a pretrained, a frozen, or a random backbone, and one whose norms learn."
     trials = [(beginning, seed) for beginning in ("pretrained", "frozen") for seed in (0, 1)]
     rows = [row for trial in (*trials, ("random", 0), ("normalised", 0)) for row in compare_beginnings(*trial)]
-    longer = compare_beginnings("normalised", steps=6_000)  # 48,000 scenes
-    write("beginnings", rows + [row | {"beginning": "normalised, longer"} for row in longer])
+    for name, steps in (("normalised, longer", 6_000), ("normalised, longest", 11_000)):  # 48,000 and 88,000 scenes
+        rows += [row | {"beginning": name} for row in compare_beginnings("normalised", steps=steps)]
+    write("beginnings", rows)
 
 
 def box_question() -> None:
