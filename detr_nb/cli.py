@@ -703,7 +703,7 @@ def eval_command(
     if json_file:
         detr_nb.files.write_json(tables, json_file)
     if figure:
-        with detr_nb.files.atomic(figure) as part: drawn.savefig(part, dpi=110, format=figure.suffix[1:])
+        with detr_nb.files.atomic(figure) as part: drawn.savefig(part, dpi=110)
 
 # %% ../nbs/52_cli.ipynb #95452faa
 @data_app.command()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .boxes import masks_to_boxes
+from .checkpoints import WEIGHT_FILES
 from .config import DetrConfig
 from .detector import DetrForObjectDetection, DetrObjectDetectionOutput, evaluating
 from .files import read_image
@@ -164,6 +165,17 @@ def example_batch(
     mask[0, :, width * 3 // 4 :] = 0
     return torch.rand(count, 3, height, width, generator=generator), mask
 
+def exports_in(folder: Path) -> list[str]:
+    """Names of the exported files that a folder holds.
+
+    Args:
+        folder (Path)
+
+    Returns:
+        list[str]
+    """
+    return [name for name in EXPORTS.values() if (folder / name).is_file()]
+
 def find_export(
     path: Path,  # a file, or the folder of one
 ) -> Path | None:
@@ -176,8 +188,8 @@ def find_export(
         Path | None
     """
     if path.is_file(): return path if path.name in EXPORTS.values() else None
-    found = [path / name for name in EXPORTS.values() if (path / name).is_file()]
-    return found[0] if len(found) == 1 else None
+    found = exports_in(path)
+    return path / found[0] if len(found) == 1 else None
 
 # %% ../nbs/51_speed.ipynb #speed043
 class ExportedModel(nn.Module):
@@ -203,7 +215,7 @@ class ExportedModel(nn.Module):
         super().__init__()
         file = find_export(Path(path))
         if file is None:
-            several = [name for name in EXPORTS.values() if (Path(path) / name).is_file()]
+            several = exports_in(Path(path))
             hint = f" (it holds {' and '.join(several)}: name the file)" if several else ""
             raise FileNotFoundError(f"{path}: want one of {', '.join(EXPORTS.values())}, or its folder{hint}")
         hints = {"float32": "f32", "bfloat16": "bf16"}
@@ -387,8 +399,8 @@ def load_model(
     Raises:
         ValueError: where masks are wanted of one that draws none.
     """
-    exports = [file for file in EXPORTS.values() if (Path(name) / file).is_file()]
-    if find_export(Path(name)) or len(exports) > 1:
+    weights = any((Path(name) / file).is_file() for file in WEIGHT_FILES)
+    if find_export(Path(name)) or exports_in(Path(name)) and not weights:  # of several none can be chosen
         exported = ExportedModel(name)
         return exported, exported.processor
     processor = DetrImageProcessor.from_pretrained(name)

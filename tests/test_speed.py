@@ -224,3 +224,13 @@ def test_an_export_is_compared_with_the_model_as_it_was_given(fault, tmp_path, m
     with pytest.raises(ValueError, match="the exported model differs from the model"):
         speed.export_model(model, processor, tmp_path / "wrong", "torch")
     assert not list((tmp_path / "wrong").glob("*.pt2"))
+
+
+def test_a_folder_of_several_exports_is_not_chosen_from(tmp_path):
+    "A command says so; beside weights, these are opened."
+    from detr_nb.speed import load_model
+    for name in ("model.onnx", "model.pt2"): (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match="it holds model.pt2 and model.onnx: name the file"): load_model(tmp_path)
+    DetrForObjectDetection.from_pretrained("scenes").save_pretrained(tmp_path)
+    DetrImageProcessor.from_pretrained("scenes").save_pretrained(tmp_path)
+    assert isinstance(load_model(tmp_path)[0], DetrForObjectDetection)
