@@ -364,7 +364,9 @@ class ConvEncoder(nn.Module):
         """
         if self.padding:
             self.padding.pixel_mask = pixel_mask
-        maps = [f.permute(0, 3, 1, 2) if self.channels_last else f for f in self.model(pixel_values)]
+        maps = [
+            f.permute(0, 3, 1, 2) if self.channels_last else f for f in self.model(pixel_values)
+        ]
         at_size = valid_cell_mask if self.padding else resize_mask
         return [(f, at_size(pixel_mask, f.shape[-2:])) for f in maps]
 

@@ -180,12 +180,16 @@ def published(kind: str, classes: int, setting: Setting) -> tuple[Any, Any]:
         tuple[Any, Any]
     """
     torch.manual_seed(0)
-    config = other().DetrConfig(use_pretrained_backbone=False, num_labels=classes, **(SMALL if setting.small else {}))
+    config = other().DetrConfig(
+        use_pretrained_backbone=False, num_labels=classes, **(SMALL if setting.small else {})
+    )
     theirs = getattr(other(), kind)(config).eval()
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         ours = getattr(detr_nb, kind).from_pretrained(folder).eval()
-    return theirs.requires_grad_(False).to(setting.device), ours.requires_grad_(False).to(setting.device)
+    return theirs.requires_grad_(False).to(setting.device), ours.requires_grad_(False).to(
+        setting.device
+    )
 
 def images_of(count: int, setting: Setting) -> tuple[Tensor, Tensor]:
     """Random images, (B, 3, H, W), and a mask of ones, (B, H, W).
@@ -199,7 +203,9 @@ def images_of(count: int, setting: Setting) -> tuple[Tensor, Tensor]:
     """
     generator, size = torch.Generator().manual_seed(0), setting.size
     image = torch.randn(count, 3, *size, generator=generator)
-    return image.to(setting.device), torch.ones(count, *size, dtype=torch.int64, device=setting.device)
+    return image.to(setting.device), torch.ones(
+        count, *size, dtype=torch.int64, device=setting.device
+    )
 
 def label(setting: Setting, count: int = 1) -> str:
     """Size and number of the images, for a row.
@@ -265,7 +271,9 @@ def exported(setting: Setting) -> Iterator[Comparison]:
         Iterator[Comparison]
     """
     theirs, ours = published("DetrForObjectDetection", 91, setting)
-    noise = [np.random.default_rng(i).integers(0, 256, (480, 640, 3), dtype=np.uint8) for i in range(4)]
+    noise = [
+        np.random.default_rng(i).integers(0, 256, (480, 640, 3), dtype=np.uint8) for i in range(4)
+    ]
     image, mask = images_of(1, setting)
     with tempfile.TemporaryDirectory() as name:  # some hundred megabytes, gone at the end
         folder, processor, open_file = Path(name), detr_nb.DetrImageProcessor(), detr_nb.speed.ExportedModel
@@ -276,9 +284,13 @@ def exported(setting: Setting) -> Iterator[Comparison]:
             "OpenVINO": open_file(folder / "float"), "OpenVINO, bfloat16": open_file(folder / "float", "bfloat16"),
             "OpenVINO, int8 and bfloat16": open_file(folder / "int8", "bfloat16"),
         }
-        run: dict[str, Any] = {name: lambda model=model: model(image, mask) for name, model in models.items()}
+        run: dict[str, Any] = {
+            name: lambda model=model: model(image, mask) for name, model in models.items()
+        }
         with torch.no_grad(): wanted = theirs(pixel_values=image, pixel_mask=mask).pred_boxes
-        apart = {name: float((case().pred_boxes - wanted).abs().max()) for name, case in run.items()}
+        apart = {
+            name: float((case().pred_boxes - wanted).abs().max()) for name, case in run.items()
+        }
         floors = {} if setting.small else dict(zip(list(models)[1:], (2, 3.5, 5)))
         yield Comparison(f"exported, {label(setting)}", run, floors, apart)
 
@@ -305,10 +317,14 @@ def masks(setting: Setting) -> Iterator[Comparison]:
     def of_theirs() -> Tensor:
         maps = theirs.bbox_attention(states, grid(memory), attention_mask=None)
         pyramid = [f for f, _ in features[-2:-5:-1]]
-        return theirs.mask_head(features=grid(tokens.features), attention_masks=maps, fpn_features=pyramid)[:, 0]
+        return theirs.mask_head(
+            features=grid(tokens.features), attention_masks=maps, fpn_features=pyramid
+        )[:, 0]
 
     def of_ours(count: int) -> Tensor:
-        return detr_nb.mask_head.draw_masks(ours, features, tokens, memory, list(states[:, :count]))[0]
+        return detr_nb.mask_head.draw_masks(
+            ours, features, tokens, memory, list(states[:, :count])
+        )[0]
 
     run = {"transformers, 100": of_theirs, "100 queries": lambda: of_ours(100), "20 queries": lambda: of_ours(20)}
     with torch.inference_mode(): wanted, found = of_theirs(), of_ours(100)
@@ -345,11 +361,15 @@ def panoptic(setting: Setting) -> Iterator[Comparison]:
 
     def of_ours(**more: Any) -> dict:
         outputs = ours.predict(image, threshold=threshold)
-        return processor.post_process_panoptic_segmentation(outputs, threshold, target_sizes=[size], **more)[0]
+        return processor.post_process_panoptic_segmentation(
+            outputs, threshold, target_sizes=[size], **more
+        )[0]
 
     def of_theirs() -> dict:
         outputs = theirs(pixel_values=image)
-        return their_processor.post_process_panoptic_segmentation(outputs, threshold, target_sizes=[size])[0]
+        return their_processor.post_process_panoptic_segmentation(
+            outputs, threshold, target_sizes=[size]
+        )[0]
 
     run = {"transformers": of_theirs, "ours": of_ours}
     floors = {} if setting.small else {"ours": 10}
@@ -400,12 +420,20 @@ def loss(setting: Setting) -> Iterator[Comparison]:
     ]
     outputs, labels = layers[-1] | {"auxiliary_outputs": layers[:-1]}, random_labels(8, 10, setting.device)
     parts = ["labels", "boxes", "cardinality"]
-    mine = detr_nb.DetrLoss(detr_nb.matcher.HungarianMatcher(1, 5, 2), 91, 0.1, parts).to(setting.device)
-    theirs = theirs_of.ImageLoss(theirs_of.HungarianMatcher(1, 5, 2), 91, 0.1, parts).to(setting.device)
+    mine = detr_nb.DetrLoss(detr_nb.matcher.HungarianMatcher(1, 5, 2), 91, 0.1, parts).to(
+        setting.device
+    )
+    theirs = theirs_of.ImageLoss(theirs_of.HungarianMatcher(1, 5, 2), 91, 0.1, parts).to(
+        setting.device
+    )
 
     def run(criterion: Any) -> float:
         with torch.enable_grad():
-            total: Any = sum(value for name, value in criterion(outputs, labels).items() if "cardinality" not in name)
+            total: Any = sum(
+                value
+                for name, value in criterion(outputs, labels).items()
+                if "cardinality" not in name
+            )
             total.backward()
         return total.item()
 
@@ -432,7 +460,9 @@ def training(setting: Setting) -> Iterator[Comparison]:
         for image, found in (scenes[i] for i in range(count))
     ]).to(device)
     inputs = {"pixel_values": batch.pixel_values, "pixel_mask": batch.pixel_mask.long(), "labels": batch.labels}
-    last = inputs | {"pixel_values": batch.pixel_values.contiguous(memory_format=torch.channels_last)}
+    last = inputs | {
+        "pixel_values": batch.pixel_values.contiguous(memory_format=torch.channels_last)
+    }
 
     def stepper(model: Any, inputs: dict, half: bool) -> Callable[[], float]:
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-5)
@@ -502,7 +532,9 @@ def processing(setting: Setting) -> Iterator[Comparison]:
             "transformers": lambda images=images: theirs(images=images, return_tensors="pt"),
             "ours": lambda images=images: mine(images=images, return_tensors="pt"),
         }
-        apart = float((run["ours"]()["pixel_values"] - run["transformers"]()["pixel_values"]).abs().max())
+        apart = float(
+            (run["ours"]()["pixel_values"] - run["transformers"]()["pixel_values"]).abs().max()
+        )
         floors = {} if setting.small else {"ours": floor}
         yield Comparison(f"processor, {name}", run, floors, {"ours": apart})
 
@@ -521,7 +553,9 @@ def post_processing(setting: Setting) -> Iterator[Comparison]:
     logits[0, :20, -1], logits[0, range(20), torch.randint(0, 250, (20,), generator=generator)] = 0, 8
     noise = torch.randn(1, 100, 6, 8, generator=generator) * 6
     blobs = torch.nn.functional.interpolate(noise, (120, 160), mode="bicubic")
-    outputs = SimpleNamespace(logits=logits, pred_masks=blobs, pred_boxes=torch.rand(1, 100, 4, generator=generator))
+    outputs = SimpleNamespace(
+        logits=logits, pred_masks=blobs, pred_boxes=torch.rand(1, 100, 4, generator=generator)
+    )
     mine, theirs = detr_nb.DetrImageProcessor(), other().DetrImageProcessor()
     sizes, fuse = [(480, 640)], set(range(91, 250))
 
@@ -572,7 +606,9 @@ def evaluation(setting: Setting) -> Iterator[Comparison]:
         "images": [{"id": i} for i in range(images)], "annotations": annotations,
         "categories": [{"id": i, "name": str(i)} for i in range(1, 81)],
     })
-    evaluators = {engine: detr_nb.CocoEvaluator(truth, engine=engine) for engine in ("pycocotools", "hotcoco")}
+    evaluators = {
+        engine: detr_nb.CocoEvaluator(truth, engine=engine) for engine in ("pycocotools", "hotcoco")
+    }
     for evaluator in evaluators.values():
         evaluator.update(found)
         evaluator.accumulate()
@@ -784,8 +820,12 @@ def draw_bench(rows: Sequence[dict[str, Any]], title: str = "", ax: Any = None) 
         if row["floor"]: ax.plot([row["floor"]] * 2, [i - 0.35, i + 0.35], color="#D55E00", lw=2)
         apart = "" if row["apart"] is None else f"{row['apart']:.0e}" if row["apart"] else "0"
         for x, text in ((1.11, f"{row['times']:.{1 if row['times'] > 10 else 2}f} ×"), (1.2, apart)):
-            ax.text(x, i, text, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
-    ax.text(1.2, -1, "apart", transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+            ax.text(
+                x, i, text, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8
+            )
+    ax.text(
+        1.2, -1, "apart", transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8
+    )
     firsts = {row["case"]: row["what"] for row in reversed(rows) if row["what"] == row["against"]}
     names = [
         f"{row['case']}: {row['what']}" + f" against {row['against']}" * (row["against"] != firsts[row["case"]])

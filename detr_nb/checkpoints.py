@@ -196,7 +196,9 @@ def to_hub_layout(
         for name, part in (zip("qkv", value.chunk(3)) if "in_proj_" in key else [("", value)])
     }
     layouts = {"transformer.encoder": ORIGINAL_NAMES, "conv_encoder.model.embedder.": NATIVE_NAMES}
-    rules = next((rules for mark, rules in layouts.items() if any(mark in k for k in split)), HUB_5_NAMES)
+    rules = next(
+        (rules for mark, rules in layouts.items() if any(mark in k for k in split)), HUB_5_NAMES
+    )
     result: dict[str, Tensor] = {}
     for key, value in split.items():
         other = result.setdefault(name := rename(key, rules), value)
@@ -239,7 +241,9 @@ def load_weights(
         parts = ", ".join(sorted({k.split(".")[0] for k in fresh}))
         warnings.warn(f"begun afresh, for {source} does not have them: {parts}", stacklevel=3)
         missing -= fresh
-    some = lambda names: f"{len(names)} ({', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''})"
+    some = lambda names: (
+        f"{len(names)} ({', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''})"
+    )
     faults = [f"lacks {some(missing)} of the model's tensors"] if missing else []
     if more := state.keys() - own.keys(): faults.append(f"has {some(more)} that the model does not have")
     why = "the config belongs to another network"

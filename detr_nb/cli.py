@@ -44,7 +44,9 @@ Model = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder for the results")]
 Force = Annotated[bool, typer.Option("--force", help="overwrite files that detr-nb did not write")]
-SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="leave out images whose files are not there")]
+SkipMissing = Annotated[
+    bool, typer.Option("--skip-missing", help="leave out images whose files are not there")
+]
 
 # %% auto #0
 __all__ = [
@@ -193,7 +195,9 @@ def draw_segments(image, found: Any, title: str = "", ax=None):
     segments = found["segments_info"]
     labels = {s["id"]: s["category_id"] for s in segments}
     names = {s["category_id"]: s["label"] for s in segments}
-    return detr_nb.visualization.show_segments(image, found["segmentation"], labels, names, title, ax)
+    return detr_nb.visualization.show_segments(
+        image, found["segmentation"], labels, names, title, ax
+    )
 
 # %% ../nbs/52_cli.ipynb #89e52d64
 def write_segments(
@@ -506,7 +510,10 @@ def export(
     weights = ["model.bin"] if format == "openvino" else []
     for name in (EXPORTS[format], *weights, "config.json", "preprocessor_config.json"): claim(out / name, force)
     apart = export_model(network, processor, out, format, images, overwrite=True)
-    typer.echo(f"{out / EXPORTS[format]}: differs by at most " + ", ".join(f"{v:.0e} ({k})" for k, v in apart.items()))
+    typer.echo(
+        f"{out / EXPORTS[format]}: differs by at most "
+        + ", ".join(f"{v:.0e} ({k})" for k, v in apart.items())
+    )
 
 # %% ../nbs/52_cli.ipynb #9fa63224
 def choose_recipe(
@@ -536,7 +543,9 @@ def choose_recipe(
     given["query_groups"] = 1 if masks else None
     if steps is not None and given.get("evaluations") is None:
         given["evaluations"] = min(usual.evaluations, max(1, steps // 100))  # a short run has few
-    given = {name: value for name, value in (given | {"epochs": epochs}).items() if value is not None}
+    given = {
+        name: value for name, value in (given | {"epochs": epochs}).items() if value is not None
+    }
     if steps is not None or epochs is not None:
         given |= {"steps": steps, "stop": None}
     return replace(usual, **given)
@@ -680,9 +689,13 @@ def eval_command(
     if task is Task.panoptic:
         if not force and out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists():
             raise FileExistsError(f"{out} holds files that no such command wrote: choose another, or pass --force")
-        segments = (f"{Path(annotation['file_name']).stem}.png" for annotation in dataset.annotations)
+        segments = (
+            f"{Path(annotation['file_name']).stem}.png" for annotation in dataset.annotations
+        )
         claim(out / "predictions.json", force, *segments)
-        tables = detr_nb.evaluation.evaluate_panoptic(network, dataset, processor, out, batch_size=batch_size)
+        tables = detr_nb.evaluation.evaluate_panoptic(
+            network, dataset, processor, out, batch_size=batch_size
+        )
         typer.echo(detr_nb.evaluation.format_qualities(tables))
     else:
         tables = detr_nb.evaluate(
@@ -696,7 +709,9 @@ def eval_command(
             network, processor, dataset, review, 12 if figure else 0, batch_size
         )
         tables |= {f"review over {review:g}": dict(kinds)}
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count or kind != "on a crowd")
+        listed = ", ".join(
+            f"{count} {kind}" for kind, count in kinds.items() if count or kind != "on a crowd"
+        )
         typer.echo(f"\nanswers over {review:g}: {listed}")
     for path in (json_file, figure):
         if path: claim(path, force)
@@ -732,7 +747,9 @@ def draw_check(data: Path, reports: list[dict], panoptic: bool, path: Path) -> N
     from matplotlib.figure import Figure
     shown = [] if panoptic else reports  # of segments, the counts alone are drawn
     figure = Figure(figsize=(9, 2 * len(shown) + 3), layout="constrained")
-    *rows, last = figure.subfigures(len(shown) + 1, 1, squeeze=False, height_ratios=[2] * len(shown) + [3])[:, 0]
+    *rows, last = figure.subfigures(
+        len(shown) + 1, 1, squeeze=False, height_ratios=[2] * len(shown) + [3]
+    )[:, 0]
     for row, report in zip(rows, shown):
         dataset = detr_nb.datasets.open_split(data, report["split"], skip_missing=True)
         row.suptitle(report["split"], fontsize=9)
@@ -755,10 +772,14 @@ def from_table(
     other = sorted(data.glob("annotations/instances_*.json"))
     if not labels and other:  # the same numbers in all splits
         categories = detr_nb.files.read_json(other[0])["categories"]
-        known = [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+        known = [
+            category["name"] for category in sorted(categories, key=lambda category: category["id"])
+        ]
     names = [name.strip() for name in labels.split(",")] if labels else known
     path = detr_nb.datasets.write_coco(data, split, rows, names, skip_missing)
-    typer.echo(f"{path}: {len(rows)} images, {sum(map(len, rows.values()))} boxes, {', '.join(names)}")
+    typer.echo(
+        f"{path}: {len(rows)} images, {sum(map(len, rows.values()))} boxes, {', '.join(names)}"
+    )
 
 @data_app.command()
 def convert(
@@ -804,7 +825,9 @@ def check_command(
     for path in (json_file, figure):
         if path: claim(path, force)
     if json_file:
-        kept = [{k: v for k, v in report.items() if k not in ("sides", "hashes")} for report in reports]
+        kept = [
+            {k: v for k, v in report.items() if k not in ("sides", "hashes")} for report in reports
+        ]
         detr_nb.files.write_json({"splits": kept}, json_file)
     if figure and whole: draw_check(data, whole, panoptic, figure)
     if any(report["faults"] for report in reports): raise typer.Exit(1)
@@ -819,7 +842,9 @@ def show_batch(
     "Draw the images and boxes of a batch with which a training failed."
     path, model = out or batch.with_suffix(".png"), batch.parent / "model"
     known = (model / "preprocessor_config.json").exists()
-    processor = detr_nb.DetrImageProcessor.from_pretrained(model) if known else detr_nb.DetrImageProcessor()
+    processor = (
+        detr_nb.DetrImageProcessor.from_pretrained(model) if known else detr_nb.DetrImageProcessor()
+    )
     names = detr_nb.DetrConfig.from_pretrained(model).id2label if known else None
     claim(path, force)
     axes = detr_nb.runs.draw_batch(batch, processor, names)

@@ -166,7 +166,9 @@ def _checked(wanted: str, ok: Callable[[Any], bool], default: Any = None) -> Any
     return field(default=default, metadata={"wanted": wanted, "ok": ok})
 
 def _count(default: int, minimum: int = 1) -> Any:
-    return _checked(f"a whole number of at least {minimum}", lambda x: _is_integer(x, minimum), default)
+    return _checked(
+        f"a whole number of at least {minimum}", lambda x: _is_integer(x, minimum), default
+    )
 
 def _one_of(default: str, allowed: Collection[str]) -> Any:
     return _checked(f"one of {', '.join(map(repr, allowed))}", lambda x: x in allowed, default)
@@ -268,7 +270,9 @@ def setting_names(cls: type) -> list[str]:
         if "__init__" in vars(c)
         for p in inspect.signature(c.__init__).parameters.values()
     )
-    names = dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+    names = dict.fromkeys(
+        p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    )
     return [name for name in names if name not in ("self", "extra")]
 
 # %% ../nbs/94_config.ipynb #34148b18
@@ -372,7 +376,9 @@ class DetrConfig:
     def __post_init__(self, use_timm_backbone: bool, backbone_config: Any):
         if backbone_config is not None or not use_timm_backbone:
             nested = backbone_config.to_dict() if hasattr(backbone_config, "to_dict") else backbone_config
-            public = dict(dilation=self.dilation, use_timm_backbone=use_timm_backbone, backbone_config=nested)
+            public = dict(
+                dilation=self.dilation, use_timm_backbone=use_timm_backbone, backbone_config=nested
+            )
             vars(self).update(read_backbone(public))
         self.num_labels, self.id2label, self.label2id = name_labels(
             self.num_labels, self.id2label, self.label2id

@@ -230,11 +230,17 @@ def detection_target(
     raise_faults(entry_faults({"image_id": image_id}, (), "the target"))
     if not isinstance(entries, (list, tuple)):
         raise ValueError(f"image {image_id}: annotations is {shorten(entries)}: want a list")
-    ids = [entry.get("id", i) if isinstance(entry, Mapping) else i for i, entry in enumerate(entries)]
+    ids = [
+        entry.get("id", i) if isinstance(entry, Mapping) else i for i, entry in enumerate(entries)
+    ]
     names = [f"image {image_id}: annotation {i}" for i in ids]
-    raise_faults(f for e, name in zip(entries, names) for f in entry_faults(e, ("bbox", "category_id"), name))
+    raise_faults(
+        f for e, name in zip(entries, names) for f in entry_faults(e, ("bbox", "category_id"), name)
+    )
     annotations = [a for a in entries if not a.get("iscrowd", 0)]
-    corners = torch.tensor([list(a["bbox"]) for a in annotations], dtype=torch.float32).reshape(-1, 4)
+    corners = torch.tensor([list(a["bbox"]) for a in annotations], dtype=torch.float32).reshape(
+        -1, 4
+    )
     corners[:, 2:] += corners[:, :2]
     boxes, keep = clip_boxes(corners, height, width)
     kept = [annotation for annotation, inside in zip(annotations, keep) if inside]
@@ -246,7 +252,9 @@ def detection_target(
     }
     if masks:
         drawn = [annotation_mask(a, height, width, image_id) for a in kept]
-        result["masks"] = torch.stack(drawn) if drawn else torch.zeros(0, height, width, dtype=torch.bool)
+        result["masks"] = (
+            torch.stack(drawn) if drawn else torch.zeros(0, height, width, dtype=torch.bool)
+        )
     return result
 
 # %% ../nbs/93_data.ipynb #76e94666
@@ -357,7 +365,9 @@ def annotation_mask(
     shape: Any = annotation["segmentation"]
     polygons = isinstance(shape, list)
     if polygons or isinstance(shape["counts"], list):
-        shape = coco_mask.frPyObjects([list(map(float, p)) for p in shape] if polygons else shape, height, width)
+        shape = coco_mask.frPyObjects(
+            [list(map(float, p)) for p in shape] if polygons else shape, height, width
+        )
     return torch.from_numpy(coco_mask.decode(coco_mask.merge(shape) if polygons else shape)).bool()
 
 # %% ../nbs/93_data.ipynb #78408126
@@ -522,7 +532,9 @@ def outline_of(annotation: Mapping, height: int, width: int) -> list[float] | No
     if isinstance(counts, (str, bytes, list)) and len(counts) > 20_000: return None  # reading it would take too long
     if any(mask_faults(annotation, height, width, "")): return None  # `check_masks` names it
     if isinstance(shape, list):
-        corners = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in shape])
+        corners = np.concatenate(
+            [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in shape]
+        )
         return [*corners.min(0).clip(0, (width, height)), *corners.max(0).clip(0, (width, height))]
     if isinstance(counts, list): shape = coco_mask.frPyObjects(shape, height, width)
     x, y, across, down = coco_mask.toBbox(shape).tolist()
@@ -590,7 +602,10 @@ def check_boxes(
     ):
         if not which.any(): continue
         first = ids[int(which.argmax())]
-        warnings.warn(f"{source}: {which.sum()} of {which.size} boxes {what}, the first in image {first}", stacklevel=4)
+        warnings.warn(
+            f"{source}: {which.sum()} of {which.size} boxes {what}, the first in image {first}",
+            stacklevel=4,
+        )
     if looks:
         warnings.warn(f"{source}: the boxes look like {looks}; want x, y, width, height in pixels", stacklevel=4)
 
@@ -888,8 +903,12 @@ def panoptic_target(
     segments = target["segments_info"]
     raise_faults(entry_faults(dict(target) | {"image_id": image_id}, ("file_name",), "the target"))
     names = [f"image {image_id}: segments_info[{i}]" for i in range(len(segments))]
-    raise_faults(f for s, name in zip(segments, names) for f in entry_faults(s, ("id", "category_id"), name))
-    ids = torch.from_numpy(read_panoptic(Path(masks_path) / target["file_name"], segments, (height, width)))
+    raise_faults(
+        f for s, name in zip(segments, names) for f in entry_faults(s, ("id", "category_id"), name)
+    )
+    ids = torch.from_numpy(
+        read_panoptic(Path(masks_path) / target["file_name"], segments, (height, width))
+    )
     masks = ids == torch.tensor([s["id"] for s in segments], dtype=torch.int64).reshape(-1, 1, 1)
     return {
         "boxes": masks_to_boxes(masks), "area": masks.flatten(1).sum(1).float(),
@@ -923,7 +942,9 @@ def read_panoptic_file(
     """
     data = read_annotations(path, PANOPTIC_KEYS, outside)
     annotated = [annotation["image_id"] for annotation in data["annotations"]]
-    raise_faults((("image_id", f"image {twice} has two annotations") for twice in repeated(annotated)), path)
+    raise_faults(
+        (("image_id", f"image {twice} has two annotations") for twice in repeated(annotated)), path
+    )
     if bare := sorted({image["id"] for image in data["images"]} - set(annotated)):
         warnings.warn(
             f"{path}: images without annotation are left out: {len(bare)}, the first is {bare[0]}", stacklevel=2
@@ -971,7 +992,9 @@ class CocoPanoptic(Dataset):
     @cached_property
     def coco(self):
         "The segments' boxes as a `pycocotools` `COCO`, to evaluate detections against."
-        segments = [s | {"image_id": a["image_id"]} for a in self.annotations for s in a["segments_info"]]
+        segments = [
+            s | {"image_id": a["image_id"]} for a in self.annotations for s in a["segments_info"]
+        ]
         raise_faults((
             fault for segment in segments
             for fault in entry_faults(segment, ("bbox",), f"segment {segment['id']} (image {segment['image_id']})")
@@ -1007,6 +1030,8 @@ class CocoPanoptic(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict]:
         annotation = self.annotations[index]
-        image = read_entry(self.image_path(annotation), self.images[annotation["image_id"]], self._unsure)
+        image = read_entry(
+            self.image_path(annotation), self.images[annotation["image_id"]], self._unsure
+        )
         target = annotation | {"masks_path": self.masks_path}
         return (image, target) if self.transforms is None else self.transforms(image, target)

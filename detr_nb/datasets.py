@@ -198,7 +198,9 @@ def find_split(
         places = [data.parent, *(base / name for base in bases for name in (*names, "images"))]
         entries = read_json(data).get("images") or [{}]
         first = entries[0].get("file_name") if isinstance(entries, list) and isinstance(entries[0], dict) else None
-        return next((place for place in places if first and (place / str(first)).is_file()), data.parent), data
+        return next(
+            (place for place in places if first and (place / str(first)).is_file()), data.parent
+        ), data
     candidates = []
     for name in SPLITS.get(split, (split,)):
         candidates.append((data / name, data / "annotations" / f"{kind}_{name}.json"))
@@ -300,7 +302,9 @@ def convert_dataset(
     first = min((category["id"] for category in data["categories"]), default=1)
     for entry in data["categories"]: entry["id"] += 1 - first  # from 1, as in COCO
     for entry in data["annotations"]: entry["category_id"] += 1 - first
-    targets = {entry["file_name"]: Path(folder) / split / entry["file_name"] for entry in data["images"]}
+    targets = {
+        entry["file_name"]: Path(folder) / split / entry["file_name"] for entry in data["images"]
+    }
     if taken := [str(target) for target in targets.values() if target.exists()]:
         raise FileExistsError(f"nothing is overwritten, images that exist ({len(taken)}): {first_three(taken)}")
     (Path(folder) / split).mkdir(parents=True, exist_ok=True)
@@ -430,7 +434,9 @@ def draw_counts(
     left, right = grid(2, columns=2, size=3) if axes is None else axes
     for i, report in enumerate(reports):
         counts = list(report["classes"].values())
-        left.barh([k + 0.4 * i for k in range(len(counts))], counts, height=0.35, label=report["split"])
+        left.barh(
+            [k + 0.4 * i for k in range(len(counts))], counts, height=0.35, label=report["split"]
+        )
         right.hist(report["sides"], bins=30, histtype="step", density=True, label=report["split"])
     left.set(yticks=range(len(reports[0]["classes"])), yticklabels=list(reports[0]["classes"]), xlabel="objects")
     right.set(xlabel="root of the area, pixels", ylabel="density")

@@ -122,7 +122,9 @@ class DetrObjectDetectionOutput(Output):
     encoder_hidden_states: tuple | None = None           # encoder layers + 1 of (B, S, d)
     encoder_attentions: tuple | None = None              # encoder layers of (B, heads, S, S)
 
-torch.export.register_dataclass(DetrObjectDetectionOutput, serialized_type_name="detr_nb.DetrObjectDetectionOutput")
+torch.export.register_dataclass(
+    DetrObjectDetectionOutput, serialized_type_name="detr_nb.DetrObjectDetectionOutput"
+)
 
 # %% ../nbs/15_detector.ipynb #9e977781
 class PositionedBackbone(nn.Module):
@@ -189,7 +191,9 @@ def image_tokens(
     if pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
         hint = " (the processor makes three channels of every image)" if channels != 3 else ""
         raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}: want (B, {channels}, H, W){hint}")
-    pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool) if pixel_mask is None else pixel_mask
+    pixel_mask = (
+        torch.ones_like(pixel_values[:, 0], dtype=torch.bool) if pixel_mask is None else pixel_mask
+    )
     if pixel_values.is_floating_point(): pixel_values = pixel_values.to(model.input_projection.weight.dtype)
     features, positions = model.backbone(pixel_values, pixel_mask)
     last, mask = features[-1]
@@ -262,7 +266,9 @@ def transform(
         memory = states[-1]
     else:
         memory = encoder_outputs[0]
-        states, attentions = (getattr(encoder_outputs, name, None) for name in ("hidden_states", "attentions"))
+        states, attentions = (
+            getattr(encoder_outputs, name, None) for name in ("hidden_states", "attentions")
+        )
     queries = (model.query_position_embeddings.weight if queries is None else queries).expand(
         memory.shape[0], -1, -1
     )
@@ -387,7 +393,9 @@ class DetrModel(Pretrained):
             dict[str, Tensor]
         """
         state = {k.removeprefix("detr."): v for k, v in state.items()}
-        return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
+        return {
+            k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")
+        } or state
 
     def optimize(
         self,
@@ -468,7 +476,9 @@ def hidden_fields(hidden: DetrModelOutput) -> dict[str, Any]:
     Returns:
         dict[str, Any]
     """
-    return {name: value for name, value in vars(hidden).items() if name != "intermediate_hidden_states"}
+    return {
+        name: value for name, value in vars(hidden).items() if name != "intermediate_hidden_states"
+    }
 
 class DetrForObjectDetection(Pretrained):
     """DETR with its two heads: N queries → N classes and boxes (paper, section 3).
@@ -497,7 +507,9 @@ class DetrForObjectDetection(Pretrained):
         Returns:
             dict[str, Tensor]
         """
-        return {k.removeprefix("detr."): v for k, v in state.items() if k.startswith("detr.")} or state
+        return {
+            k.removeprefix("detr."): v for k, v in state.items() if k.startswith("detr.")
+        } or state
 
     def optimize(
         self,

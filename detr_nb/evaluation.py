@@ -52,7 +52,9 @@ def truth_faults(coco, masks: bool) -> Iterator[Fault]:
     """
     for i, annotation in enumerate(coco.dataset.get("annotations", ())):
         name = annotation.get("id", i) if isinstance(annotation, Mapping) else i
-        yield from entry_faults(annotation, ("image_id", "category_id", "bbox"), f"annotation {name}")
+        yield from entry_faults(
+            annotation, ("image_id", "category_id", "bbox"), f"annotation {name}"
+        )
     if masks: yield from coco_mask_faults(coco)
 
 def number_annotations(coco) -> Any:
@@ -65,8 +67,12 @@ def number_annotations(coco) -> Any:
     Returns:
         Any
     """
-    annotations = [a | {"id": i} for i, a in enumerate(coco.dataset.get("annotations", ()), start=1)]
-    return coco_index({"images": [], "categories": []} | coco.dataset | {"annotations": annotations})
+    annotations = [
+        a | {"id": i} for i, a in enumerate(coco.dataset.get("annotations", ()), start=1)
+    ]
+    return coco_index(
+        {"images": [], "categories": []} | coco.dataset | {"annotations": annotations}
+    )
 
 def check_prediction(image_id: int, found: Mapping, wanted: Sequence[str]) -> None:
     """`ValueError` for parts of different lengths, and for numbers that are not finite.
@@ -146,7 +152,9 @@ class CocoEvaluator:
 
     def synchronize_between_processes(self) -> None:
         "Give every process the detections of all. An image that two of them saw counts once."
-        self.predictions = {k: v for part in gather_objects(self.predictions) for k, v in part.items()}
+        self.predictions = {
+            k: v for part in gather_objects(self.predictions) for k, v in part.items()
+        }
 
     def accumulate(self) -> None:
         "Match detections with the truth of the images seen and compute precision and recall."
@@ -154,7 +162,9 @@ class CocoEvaluator:
         for iou_type in self.iou_types:
             results = (box_rows if iou_type == "bbox" else mask_entries)(self.predictions)
             with contextlib.redirect_stdout(io.StringIO()):
-                evaluation = ENGINES[self.engine](self._truth, results, iou_type, sorted(self.predictions))
+                evaluation = ENGINES[self.engine](
+                    self._truth, results, iou_type, sorted(self.predictions)
+                )
             self.coco_eval[iou_type] = evaluation
 
     def summarize(
@@ -204,7 +214,9 @@ class CocoEvaluator:
         if category_ids is not None:
             # categories are evaluated apart from each other: the third axis, and the second
             evaluation = copy.copy(evaluation)
-            own = [i for i, category in enumerate(evaluation.params.catIds) if category in category_ids]
+            own = [
+                i for i, category in enumerate(evaluation.params.catIds) if category in category_ids
+            ]
             evaluation.eval = evaluation.eval | {
                 "precision": evaluation.eval["precision"][:, :, own], "recall": evaluation.eval["recall"][:, own],
             }
@@ -258,7 +270,10 @@ def run_model(
         ):
             images, targets = zip(*(dataset[i] for i in mine[start : start + batch_size]))
             batch = processor.collate([processor.encode(image) for image in images]).to(device)
-            frame = {"target_sizes": [(image.height, image.width) for image in images], "pixel_mask": batch.pixel_mask}
+            frame = {
+                "target_sizes": [(image.height, image.width) for image in images],
+                "pixel_mask": batch.pixel_mask,
+            }
             yield predict(batch.pixel_values, batch.pixel_mask), [t["image_id"] for t in targets], frame
 
 # %% ../nbs/33_evaluation.ipynb #25444059
@@ -353,7 +368,9 @@ class Quality:
     fn: int = 0       # true segments without a partner
 
     def __add__(self, other: Quality) -> Quality:
-        return Quality(self.iou + other.iou, self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
+        return Quality(
+            self.iou + other.iou, self.tp + other.tp, self.fp + other.fp, self.fn + other.fn
+        )
 
     @property
     def sq(self) -> float:
@@ -414,7 +431,9 @@ def compare_segments(
             f"the truth has shape {true_ids.shape}, the prediction {found_ids.shape}: want the same"
         )
     true_area, found_area = _areas(true_ids), _areas(found_ids)
-    bare = {s["id"] for s in true_segments} - true_area.keys() | {s["id"] for s in found_segments} - found_area.keys()
+    bare = {s["id"] for s in true_segments} - true_area.keys() | {
+        s["id"] for s in found_segments
+    } - found_area.keys()
     if bare: raise ValueError(f"segments {sorted(bare)} are listed and have no pixel")
     overlap = Counter({  # one number a pair: many times faster than rows of two
         divmod(pair, 256**3): n for pair, n in _areas(true_ids * 256**3 + found_ids).items()
@@ -452,7 +471,9 @@ def summarize_quality(
     Returns:
         dict[str, dict]
     """
-    occur = {c["id"]: counts[c["id"]] for c in categories if counts.get(c["id"], Quality()) != Quality()}
+    occur = {
+        c["id"]: counts[c["id"]] for c in categories if counts.get(c["id"], Quality()) != Quality()
+    }
     def mean(ids: list[int]) -> dict[str, float]:
         return {
             name: sum(getattr(occur[i], name) for i in ids) / max(len(ids), 1)
@@ -476,7 +497,9 @@ def png_bytes(
         bytes
     """
     with io.BytesIO() as file:
-        Image.fromarray(id_to_rgb(segmentation.cpu().numpy())).save(file, format="PNG", compress_level=1)
+        Image.fromarray(id_to_rgb(segmentation.cpu().numpy())).save(
+            file, format="PNG", compress_level=1
+        )
         return file.getvalue()
 
 # %% ../nbs/33_evaluation.ipynb #16492a3a
@@ -501,7 +524,9 @@ def count_qualities(
     for image_id, annotation in truth.items():
         listed, guessed = annotation["segments_info"], found[image_id]["segments_info"]
         true_ids = read_panoptic(truth_folder / annotation["file_name"], listed)
-        found_ids = read_panoptic(found_folder / found[image_id]["file_name"], guessed, true_ids.shape)
+        found_ids = read_panoptic(
+            found_folder / found[image_id]["file_name"], guessed, true_ids.shape
+        )
         for category, quality in compare_segments(true_ids, listed, found_ids, guessed).items():
             counts[category] += quality
     return counts
@@ -567,8 +592,12 @@ class PanopticEvaluator:
                 )
             name = Path(self.annotations[image_id]["file_name"]).stem + ".png"
             with atomic(self.output_dir / name) as part:
-                part.write_bytes(prediction.get("png_string") or png_bytes(prediction["segmentation"]))
-            self.predictions.append({"image_id": image_id, "file_name": name, "segments_info": segments})
+                part.write_bytes(
+                    prediction.get("png_string") or png_bytes(prediction["segmentation"])
+                )
+            self.predictions.append(
+                {"image_id": image_id, "file_name": name, "segments_info": segments}
+            )
 
     def synchronize_between_processes(self) -> None:
         "Give every process the segments of all. An image that two of them saw counts once."
@@ -612,7 +641,9 @@ def format_qualities(
         f"{kind:<8}" + "".join(f"{tables[kind][name]:9.3f}" for name in ("pq", "sq", "rq")) + f"{tables[kind]['n']:9d}"
         for kind in ("All", "Things", "Stuff")
     ]
-    return "\n".join([" " * 8 + "".join(f"{name:>9}" for name in ("PQ", "SQ", "RQ", "classes")), *rows])
+    return "\n".join(
+        [" " * 8 + "".join(f"{name:>9}" for name in ("PQ", "SQ", "RQ", "classes")), *rows]
+    )
 
 # %% ../nbs/33_evaluation.ipynb #cc5bd6cb
 def evaluate_panoptic(
@@ -642,7 +673,9 @@ def evaluate_panoptic(
     evaluator = PanopticEvaluator(dataset.ann_file, dataset.masks_path, output_dir)
     stuff = {c["id"] for c in dataset.data["categories"] if not c["isthing"]}
     for outputs, image_ids, frame in run_model(model, dataset, processor, batch_size, progress, threshold):
-        results = processor.post_process_panoptic_segmentation(outputs, threshold, label_ids_to_fuse=stuff, **frame)
+        results = processor.post_process_panoptic_segmentation(
+            outputs, threshold, label_ids_to_fuse=stuff, **frame
+        )
         evaluator.update([result | {"image_id": i} for i, result in zip(image_ids, results)])
     evaluator.synchronize_between_processes()
     return evaluator.summarize()

@@ -94,7 +94,9 @@ class Inspection:
             np.ndarray: (h, w) → (H, W), each pixel with its cell's value
         """
         rows, columns = (np.arange(n) + 0.5 for n in self.image.shape[:2])
-        return weights[(rows // self.cell[0]).astype(int)[:, None], (columns // self.cell[1]).astype(int)]
+        return weights[
+            (rows // self.cell[0]).astype(int)[:, None], (columns // self.cell[1]).astype(int)
+        ]
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:  # (N,) score and category of every query's likeliest real class
         """
@@ -151,8 +153,12 @@ def answers_without(
         queries = detector.model.query_position_embeddings.weight.expand(len(hidden), -1, -1)
         memory = detector.model.encoder(*tokens)[0][-1]  # (1, h·w, d): one for all trials
         left = tokens.mask & ~hidden.to(tokens.mask.device)
-        states = detector.model.decoder(torch.zeros_like(queries), queries, memory, tokens.positions, left).last
-    return detector.class_labels_classifier(states).softmax(-1), detector.bbox_predictor(states).sigmoid()
+        states = detector.model.decoder(
+            torch.zeros_like(queries), queries, memory, tokens.positions, left
+        ).last
+    return detector.class_labels_classifier(states).softmax(-1), detector.bbox_predictor(
+        states
+    ).sigmoid()
 
 # %% ../nbs/50_explore.ipynb #a87c7457
 @torch.inference_mode()
@@ -271,7 +277,9 @@ def name_targets(inspection: Inspection) -> list[str]:
     Returns:
         list[str]
     """
-    return [class_name(label, inspection.config) for label in inspection.target["class_labels"].tolist()]
+    return [
+        class_name(label, inspection.config) for label in inspection.target["class_labels"].tolist()
+    ]
 
 # %% ../nbs/50_explore.ipynb #ea3a830c
 def cost_bars(ax, inspection: Inspection, query: int) -> str:
@@ -327,7 +335,9 @@ def draw_query(
         inspection.spread(weights), inspection.image, f"query {query} in layer {layer}: mean of heads", place
     )
     draw_box(place, box, class_colour(int(probabilities[:-1].argmax())))
-    show_heat(mosaic(inspection.cross[:, :, query]), title="each layer (row) and head (column)", ax=tiles)
+    show_heat(
+        mosaic(inspection.cross[:, :, query]), title="each layer (row) and head (column)", ax=tiles
+    )
     class_bars(classes, probabilities, inspection.config)
     costs_in_words = cost_bars(row, inspection, query)
     figure.set_label(
@@ -367,7 +377,9 @@ def draw_pixel(
     tiles = np.pad(maps, ((0, len(maps) % 2), (0, 0), (0, 0))).reshape(2, -1, *mean.shape)
     figure, axes = panels((0.1, 2.4), (2.6, 4.9), (5.1, 9.0))
     show_boxes(inspection.image, title=f"pixel ({x}, {y})", ax=axes[0])
-    show_heat(inspection.spread(mean), inspection.image, f"encoder layer {layer}: mean of heads", axes[1])
+    show_heat(
+        inspection.spread(mean), inspection.image, f"encoder layer {layer}: mean of heads", axes[1]
+    )
     show_heat(mosaic(tiles), title="each head", ax=axes[2])
     for ax in axes[:2]:
         draw_box(ax, corners - 0.5, "#56B4E9")
@@ -422,7 +434,9 @@ def loss_parts(
     criterion = DetrLoss(
         HungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost), c.num_labels, c.eos_coefficient
     )
-    parts = criterion({"logits": inspection.logits[None], "pred_boxes": boxes[None]}, [inspection.target])
+    parts = criterion(
+        {"logits": inspection.logits[None], "pred_boxes": boxes[None]}, [inspection.target]
+    )
     return {
         "class": float(parts["loss_ce"]), "L1": c.bbox_loss_coefficient * float(parts["loss_bbox"]),
         "GIoU": c.giou_loss_coefficient * float(parts["loss_giou"]),
@@ -562,7 +576,9 @@ class Recorder:
     """
     def __init__(self, path: str | os.PathLike, dataset: Any, processor: DetrImageProcessor):
         self.path = Path(path)
-        self.batch = processor.collate([processor.encode(dataset[i][0]) for i in range(len(dataset))])
+        self.batch = processor.collate(
+            [processor.encode(dataset[i][0]) for i in range(len(dataset))]
+        )
 
     @torch.inference_mode()
     def __call__(self, step: int, model: nn.Module) -> None:
@@ -573,7 +589,9 @@ class Recorder:
             step (int)
             model (nn.Module)
         """
-        hidden, predictions, cells = run_detector(model, self.batch.to(next(model.parameters()).device))
+        hidden, predictions, cells = run_detector(
+            model, self.batch.to(next(model.parameters()).device)
+        )
         attention = hidden.cross_attentions[-1].mean(1)
         attention = (attention / attention.amax(-1, keepdim=True)).unflatten(-1, cells)
         moments = {name: values[None].cpu().numpy() for name, values in {
@@ -583,7 +601,9 @@ class Recorder:
         }.items()}
         if self.path.exists():
             with np.load(self.path) as old:
-                moments = {k: np.append(old[k][old["step"] < step], new, 0) for k, new in moments.items()}
+                moments = {
+                    k: np.append(old[k][old["step"] < step], new, 0) for k, new in moments.items()
+                }
         with atomic(self.path) as part:
             np.savez_compressed(part, **moments)
 
@@ -598,8 +618,12 @@ def nms_keep_mask(inspection: Inspection, overlap: float = 0.5) -> np.ndarray:  
     Returns:
         np.ndarray: (N,) bool
     """
-    boxes, scores, labels = map(torch.from_numpy, (inspection.corners(inspection.boxes), *inspection.best()))
-    return np.isin(np.arange(len(boxes)), torchvision.ops.batched_nms(boxes, scores, labels, overlap).numpy())
+    boxes, scores, labels = map(
+        torch.from_numpy, (inspection.corners(inspection.boxes), *inspection.best())
+    )
+    return np.isin(
+        np.arange(len(boxes)), torchvision.ops.batched_nms(boxes, scores, labels, overlap).numpy()
+    )
 
 def count_duplicates(inspection: Inspection, threshold: float, overlap: float = 0.5) -> int:
     """How many pairs of boxes above a threshold have one class and overlap by more than `overlap`.
@@ -663,7 +687,9 @@ def draw_threshold(
     show_counts(counts, scores, nms)
     for draw_line in (ranks.axhline, counts.axvline):
         draw_line(threshold, color="#D55E00", lw=1)
-    heard = ", ".join(class_name(labels[i], inspection.config) for i in order if kept[i]) or "nobody"
+    heard = (
+        ", ".join(class_name(labels[i], inspection.config) for i in order if kept[i]) or "nobody"
+    )
     figure.set_label(
         f"Above {threshold:.2f}, {kept.sum()} of {len(kept)} queries are kept: {heard}. "
         f"{count_duplicates(inspection, threshold)} pairs of one class overlap by more than "

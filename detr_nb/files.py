@@ -70,7 +70,9 @@ def write_json(
         path (str | os.PathLike)
         pretty (bool): for people to read: indented, keys in order. Defaults to False.
     """
-    layout: dict[str, Any] = dict(indent=2, sort_keys=True) if pretty else dict(separators=(",", ":"))
+    layout: dict[str, Any] = (
+        dict(indent=2, sort_keys=True) if pretty else dict(separators=(",", ":"))
+    )
     with atomic(path) as part:
         part.write_text(json.dumps(value, ensure_ascii=False, **layout) + "\n", encoding="utf-8")
 
@@ -143,7 +145,9 @@ class Log:
 
     def _append(self, path: Path, rows: list[dict[str, float]]) -> None:
         with open(path, "a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerows([{k: f"{v:.6g}" for k, v in row.items()} for row in rows])
+            csv.DictWriter(file, self.columns).writerows(
+                [{k: f"{v:.6g}" for k, v in row.items()} for row in rows]
+            )
 
     def write(self, row: dict[str, float]) -> None:
         """Add a row.
@@ -181,7 +185,9 @@ def to_rgb(
         if 0 < most < 256:
             name = getattr(image, "filename", "") or "an image"  # Pillow keeps the name of what it opened
             found = f"{name}: sixteen bits (mode {image.mode}) with no number over {most}, which is nearly black"
-            warnings.warn(f"{found}: if its numbers are of eight bits, save it as such (mode L)", stacklevel=2)
+            warnings.warn(
+                f"{found}: if its numbers are of eight bits, save it as such (mode L)", stacklevel=2
+            )
         image = Image.fromarray((numbers // 257).astype(np.uint8))
     if image.mode == "La": image = image.convert("LA")  # which Pillow cannot do in one step
     return image.convert("RGB")
@@ -251,7 +257,9 @@ def read_image(
     try:
         with Image.open(path) as file:
             info = {"stored": file.size, "upright": upright_size(file), "orientation": orientation(file)}
-            image = convert(file if size is not None and info["upright"] != size == file.size else upright(file))
+            image = convert(
+                file if size is not None and info["upright"] != size == file.size else upright(file)
+            )
     except FileNotFoundError: raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -291,7 +299,9 @@ def _hub_failure(
             f"{neither}, nor a model on the hub (a private one needs a token)",
         Exception: f"{name!r}: the hub answered {error}",
     }
-    return FileNotFoundError(next(message for kind, message in messages.items() if isinstance(error, kind)))
+    return FileNotFoundError(
+        next(message for kind, message in messages.items() if isinstance(error, kind))
+    )
 
 # %% ../nbs/91_files.ipynb #dee9e2be
 def find_file(
@@ -393,7 +403,9 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, dict): return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
     if isinstance(a, list): return isinstance(b, list) and len(a) == len(b) and all(map(_same, a, b))
     if hasattr(a, "shape"):
-        return a.shape == getattr(b, "shape", None) and bool(((a == b) | ((a != a) & (b != b))).all())
+        return a.shape == getattr(b, "shape", None) and bool(
+            ((a == b) | ((a != a) & (b != b))).all()
+        )
     return a is b or bool(a == b) or (a != a and b != b)
 
 # %% ../nbs/91_files.ipynb #cb91a001

@@ -90,7 +90,9 @@ def join_pairs(
     Returns:
         Pairs
     """
-    where = torch.arange(len(matched)).repeat_interleave(torch.tensor([len(query) for query, _ in matched]))
+    where = torch.arange(len(matched)).repeat_interleave(
+        torch.tensor([len(query) for query, _ in matched])
+    )
     query, target = (torch.cat(indices) for indices in zip(*matched))
     columns = where // num_images, where % num_images, query, target
     return Pairs(*(column.to(device) for column in columns))
@@ -146,7 +148,9 @@ def box_losses(
     true = true_boxes.to(boxes)[pairs.image, pairs.target]
     distance = l1_loss(mine, true, reduction="none").sum(-1)
     overlap = paired_giou(box_cxcywh_to_xyxy(mine), box_cxcywh_to_xyxy(true))
-    sums = boxes.new_zeros(len(boxes), 2).index_add(0, pairs.layer, torch.stack([distance, 1 - overlap], 1))
+    sums = boxes.new_zeros(len(boxes), 2).index_add(
+        0, pairs.layer, torch.stack([distance, 1 - overlap], 1)
+    )
     return sums[:, 0] / num_boxes, sums[:, 1] / num_boxes
 
 # %% ../nbs/14_losses.ipynb #de90190b
@@ -229,7 +233,9 @@ def stack_layers(
         tuple[Tensor, Tensor]: (L, B, N, C + 1) and (L, B, N, 4)
     """
     layers = [*(outputs.get("auxiliary_outputs") or ()), outputs]
-    logits, boxes = (torch.stack([layer[key] for layer in layers]) for key in ("logits", "pred_boxes"))
+    logits, boxes = (
+        torch.stack([layer[key] for layer in layers]) for key in ("logits", "pred_boxes")
+    )
     return at_least_float32(logits), at_least_float32(boxes)
 
 class DetrLoss(nn.Module):
@@ -260,7 +266,9 @@ class DetrLoss(nn.Module):
         self.matcher = matcher
         self.num_classes = num_classes
         self.losses = tuple(losses)
-        self.register_buffer("class_weight", torch.tensor([1.0] * num_classes + [eos_coef]), persistent=False)
+        self.register_buffer(
+            "class_weight", torch.tensor([1.0] * num_classes + [eos_coef]), persistent=False
+        )
 
     def match(
         self,
@@ -294,7 +302,9 @@ class DetrLoss(nn.Module):
         Returns:
             Pairs
         """
-        return join_pairs(self.matcher.match_layers(logits, boxes, targets), logits.shape[1], logits.device)
+        return join_pairs(
+            self.matcher.match_layers(logits, boxes, targets), logits.shape[1], logits.device
+        )
 
     def divisors(
         self,
@@ -363,7 +373,9 @@ class DetrLoss(nn.Module):
                 logits, targets.labels, pairs, self.class_weight, divisors and divisors.weights
             )
         if "boxes" in self.losses:
-            losses["loss_bbox"], losses["loss_giou"] = box_losses(boxes, targets.boxes, pairs, num_boxes)
+            losses["loss_bbox"], losses["loss_giou"] = box_losses(
+                boxes, targets.boxes, pairs, num_boxes
+            )
         if "cardinality" in self.losses:
             losses["cardinality_error"] = cardinality_error(logits, targets.counts)
         last = {name: values[-1] for name, values in losses.items()}

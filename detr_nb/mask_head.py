@@ -272,7 +272,9 @@ def pick_cells(
     """
     batch, queries, channels, _, width = x.shape
     x = x.gather(3, rows[:, None, None, :, None].expand(batch, queries, channels, -1, width))
-    return x.gather(4, columns[:, None, None, None].expand(batch, queries, channels, x.shape[3], -1))
+    return x.gather(
+        4, columns[:, None, None, None].expand(batch, queries, channels, x.shape[3], -1)
+    )
 
 def draw_batch(
     model: DetrForSegmentation,
@@ -298,12 +300,18 @@ def draw_batch(
     attention, invariant = model.bbox_attention, model.config.batch_invariant
     last, mask = features[-1]
     batched = lambda layer, x: layer(x.flatten(0, 1)).unflatten(0, (-1, x.shape[1]))
-    inside = lambda mask, x: (mask if invariant else torch.ones_like(mask))[:, None, None].to(x.dtype)
-    active = lambda norm, x, real: head.activation(norm_inside(norm, x, real) if invariant else batched(norm, x)) * real
+    inside = lambda mask, x: (mask if invariant else torch.ones_like(mask))[:, None, None].to(
+        x.dtype
+    )
+    active = lambda norm, x, real: (
+        head.activation(norm_inside(norm, x, real) if invariant else batched(norm, x)) * real
+    )
     split = (attention.num_heads, -1)
     q = attention.q_linear(queries).unflatten(-1, split).transpose(1, 2)     # (B, heads, N, d/heads)
     k = attention.k_linear(memory).unflatten(-1, split).transpose(1, 2)      # (B, heads, h·w, d/heads)
-    scores = (q * q.shape[-1] ** -0.5 @ k.mT).masked_fill(~mask.flatten(1)[:, None, None], -torch.inf)
+    scores = (q * q.shape[-1] ** -0.5 @ k.mT).masked_fill(
+        ~mask.flatten(1)[:, None, None], -torch.inf
+    )
     maps = scores.transpose(1, 2).flatten(2).softmax(-1).unflatten(2, (attention.num_heads, *last.shape[-2:]))
     real = inside(mask, maps)
     grid = tokens.features.mT.unflatten(2, last.shape[-2:]) * real[:, 0]
@@ -312,7 +320,9 @@ def draw_batch(
     x = x + conv2d(grid, shared, head.lay1.bias, padding=1)[:, None]
     x = active(head.gn2, batched(head.lay2, active(head.gn1, x, real)), real)
     for i, (level, mask) in enumerate(features[-2:-5:-1], start=1):
-        adapter, layer, norm = (head.get_submodule(name) for name in (f"adapter{i}", f"lay{i + 2}", f"gn{i + 2}"))
+        adapter, layer, norm = (
+            head.get_submodule(name) for name in (f"adapter{i}", f"lay{i + 2}", f"gn{i + 2}")
+        )
         finer = inside(mask, x)
         coarse_cells = [
             (torch.arange(mask.shape[axis], device=x.device) * (old / new)).long().minimum(old - 1)
@@ -323,7 +333,9 @@ def draw_batch(
         x = active(norm, batched(layer, x), real)
     masks, sizes = batched(head.out_lay, x), [real[:, 0, 0].any(3 - axis).sum(1, keepdim=True) for axis in (1, 2)]
     places = [torch.arange(masks.shape[axis + 2], device=x.device) for axis in (1, 2)]
-    masks = pick_cells(masks, *(place.minimum(size - 1) for place, size in zip(places, sizes)))[:, :, 0]
+    masks = pick_cells(masks, *(place.minimum(size - 1) for place, size in zip(places, sizes)))[
+        :, :, 0
+    ]
     rows, columns = (place <= size for place, size in zip(places, sizes))
     return masks.masked_fill(~(rows[:, None, :, None] & columns[:, None, None]), OUTSIDE)
 
@@ -361,7 +373,9 @@ class DetrSegmentationOutput(Output):
     encoder_hidden_states: tuple | None = None           # encoder layers + 1 of (B, S, d)
     encoder_attentions: tuple | None = None              # encoder layers of (B, heads, S, S)
 
-torch.export.register_dataclass(DetrSegmentationOutput, serialized_type_name="detr_nb.DetrSegmentationOutput")
+torch.export.register_dataclass(
+    DetrSegmentationOutput, serialized_type_name="detr_nb.DetrSegmentationOutput"
+)
 
 # %% ../nbs/21_mask_head.ipynb #1a9ba587
 class DetrForSegmentation(Pretrained):
@@ -386,7 +400,9 @@ class DetrForSegmentation(Pretrained):
                 "want 4, the last and three for the pyramid"
             )
         heads = config.encoder_attention_heads
-        self.mask_head = MaskHead(config.d_model, heads, channels[-2:-5:-1], config.activation_function)
+        self.mask_head = MaskHead(
+            config.d_model, heads, channels[-2:-5:-1], config.activation_function
+        )
         self.bbox_attention = MaskAttention(config.d_model, heads)
         self.criterion = DetrLoss(
             self.detr.criterion.matcher, config.num_labels, config.eos_coefficient, LOSSES
@@ -472,8 +488,12 @@ class DetrForSegmentation(Pretrained):
         pairs = self.criterion.match(predictions, targets)
         last = pairs.layer == len(learned) - 1
         wanted = [states[i, pairs.query[last & (pairs.image == i)]] for i in range(len(states))]
-        masks = torch.cat(draw_masks(self, features, tokens, hidden.encoder_last_hidden_state, wanted))
-        return self.detr.loss(predictions | {"matched_masks": masks}, targets, self.criterion, pairs, divisors)
+        masks = torch.cat(
+            draw_masks(self, features, tokens, hidden.encoder_last_hidden_state, wanted)
+        )
+        return self.detr.loss(
+            predictions | {"matched_masks": masks}, targets, self.criterion, pairs, divisors
+        )
 
     @torch.inference_mode()
     def predict(
@@ -499,10 +519,14 @@ class DetrForSegmentation(Pretrained):
         predictions = predict_from(self.detr, states[None])
         keep = predictions["logits"].float().softmax(-1)[..., :-1].amax(-1) > threshold
         wanted = [state[kept] for state, kept in zip(states, keep)]
-        masks = torch.cat(draw_masks(self, features, tokens, hidden.encoder_last_hidden_state, wanted))
+        masks = torch.cat(
+            draw_masks(self, features, tokens, hidden.encoder_last_hidden_state, wanted)
+        )
         pred_masks = masks.new_full((*keep.shape, *masks.shape[1:]), OUTSIDE)
         pred_masks[keep] = masks
-        return DetrSegmentationOutput(**predictions, pred_masks=pred_masks, last_hidden_state=states)
+        return DetrSegmentationOutput(
+            **predictions, pred_masks=pred_masks, last_hidden_state=states
+        )
 
     def forward(
         self,
@@ -548,11 +572,17 @@ class DetrForSegmentation(Pretrained):
             output_attentions, output_hidden_states,
         )
         states, memory = hidden.last_hidden_state, hidden.encoder_last_hidden_state
-        predictions = predict_from(self.detr, states[None] if labels is None else learned_states(hidden))
+        predictions = predict_from(
+            self.detr, states[None] if labels is None else learned_states(hidden)
+        )
         predictions["pred_masks"] = (
             draw_batch(self, features, tokens, memory, states) if torch.compiler.is_compiling()
             else torch.stack(draw_masks(self, features, tokens, memory, list(states)))
         )
-        loss, parts = (None, None) if labels is None else self.detr.loss(predictions, labels, self.criterion)
-        output = DetrSegmentationOutput(loss=loss, loss_dict=parts, **predictions, **hidden_fields(hidden))
+        loss, parts = (
+            (None, None) if labels is None else self.detr.loss(predictions, labels, self.criterion)
+        )
+        output = DetrSegmentationOutput(
+            loss=loss, loss_dict=parts, **predictions, **hidden_fields(hidden)
+        )
         return output.to_tuple() if return_dict is False else output

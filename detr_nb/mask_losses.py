@@ -106,7 +106,9 @@ def mask_losses(
     """
     if len(logits) != len(targets):
         raise ValueError(f"{len(logits)} predicted masks, {len(targets)} true ones: want as many")
-    logits = interpolate(logits[:, None], targets.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    logits = interpolate(logits[:, None], targets.shape[-2:], mode="bilinear", align_corners=False)[
+        :, 0
+    ]
     targets = targets.to(logits.dtype)
     return {
         "loss_mask": sigmoid_focal_loss(logits, targets, num_boxes),

@@ -81,7 +81,9 @@ def assign(
     pairs = [
         linear_sum_assignment(matrix[:, :n]) for matrix, n in zip(cost.detach().cpu().numpy(), num_targets)
     ]
-    return [(torch.from_numpy(rows).long(), torch.from_numpy(columns).long()) for rows, columns in pairs]
+    return [
+        (torch.from_numpy(rows).long(), torch.from_numpy(columns).long()) for rows, columns in pairs
+    ]
 
 # %% ../nbs/13_matcher.ipynb #4d5426eb
 def _check_form(target: Mapping[str, Tensor], name: str) -> None:
@@ -210,7 +212,9 @@ def pack_targets(
             "want a list with one mapping for each"
         )
     check_targets(targets, num_outputs - 1, num_queries)
-    labels = nn.utils.rnn.pad_sequence([t["class_labels"].long() for t in targets], batch_first=True)
+    labels = nn.utils.rnn.pad_sequence(
+        [t["class_labels"].long() for t in targets], batch_first=True
+    )
     boxes = nn.utils.rnn.pad_sequence([t["boxes"] for t in targets], batch_first=True)
     counts = [len(t["class_labels"]) for t in targets]
     return PackedTargets(

@@ -54,7 +54,11 @@ def find_coins(photo: np.ndarray) -> list[tuple[int, int, int, int]]:
     certain = np.where(photo < 30, 1, np.where(photo > 150, 2, 0))  # 1 ground, 2 coin, 0 not known
     coins = ndimage.binary_fill_holes(watershed(sobel(photo), certain) == 2)
     numbered, _ = ndimage.label(coins)
-    regions: Any = [s for i, s in enumerate(ndimage.find_objects(numbered), start=1) if (numbered[s] == i).sum() > 200]
+    regions: Any = [
+        s
+        for i, s in enumerate(ndimage.find_objects(numbered), start=1)
+        if (numbered[s] == i).sum() > 200
+    ]
     return [(x.start, y.start, x.stop, y.stop) for y, x in regions]
 
 # %% ../nbs/42_own_data.ipynb #387820e7
@@ -123,7 +127,9 @@ def init_class_head(
     new_head, old_head = (m.class_labels_classifier for m in models)
     known = old.config.id2label
     same = {name: i for i, name in known.items() if name != "N/A"}
-    things = [i for i, name in known.items() if name != "N/A" and i not in (old.config.stuff_ids or ())]
+    things = [
+        i for i, name in known.items() if name != "N/A" and i not in (old.config.stuff_ids or ())
+    ]
     unused = [i for i, name in known.items() if name == "N/A"]
     for new, values, lower in ((new_head.weight, old_head.weight, 0), (new_head.bias, old_head.bias, 10)):
         mean = values[things].mean(0)
@@ -232,12 +238,16 @@ def start_training(
     if not model:
         changes |= more | {"use_pretrained_backbone": pretrained}
         scenes = preset == "scenes"
-        network = cls(scenes_config(**changes) if scenes else coco_config(backbone=backbone, **changes))
+        network = cls(
+            scenes_config(**changes) if scenes else coco_config(backbone=backbone, **changes)
+        )
         usual = scenes_processor() if scenes else DetrImageProcessor()
         return network, DetrImageProcessor.from_dict(usual.to_dict(), size=size)
     known = DetrConfig.from_pretrained(model)
     if frozen:  # the classes of a frozen detector are what they are
-        changes = {"stuff_ids": changes["stuff_ids"] if known.stuff_ids is None else known.stuff_ids}
+        changes = {
+            "stuff_ids": changes["stuff_ids"] if known.stuff_ids is None else known.stuff_ids
+        }
     changes |= more | (ORIGINAL_REGULARISATION if preset == "coco" else {})
     named = any(name != f"LABEL_{i}" for i, name in known.id2label.items())  # else its classes have no names
     renamed = not frozen and (known.num_labels != len(names) or named and known.id2label != names)
@@ -282,7 +292,9 @@ def _corners(annotations: Sequence[Mapping]) -> Tensor:
 def _on_crowd(box: Tensor, label: Tensor, annotations: Sequence[Mapping]) -> bool:
     "Whether half of a box or more lies in a crowd of its class."
     corners = _corners([a for a in annotations if a.get("iscrowd") and a["category_id"] == label])
-    sides = (torch.minimum(box[2:], corners[:, 2:]) - torch.maximum(box[:2], corners[:, :2])).clamp(min=0)
+    sides = (torch.minimum(box[2:], corners[:, 2:]) - torch.maximum(box[:2], corners[:, :2])).clamp(
+        min=0
+    )
     return bool((sides.prod(1) >= 0.5 * (box[2:] - box[:2]).prod()).any())
 
 def _draw_answers(
@@ -360,7 +372,9 @@ def review_answers(
                 kinds[k] = "on a crowd"
             counts.update([*kinds, *["missed"] * len(missed)])
             if index not in chosen: continue
-            name = names.get(annotations["image_id"], {}).get("file_name", f"image {annotations['image_id']}")
+            name = names.get(annotations["image_id"], {}).get(
+                "file_name", f"image {annotations['image_id']}"
+            )
             reviewed.append((image, name, found, truth, kinds, missed))
     return counts, _draw_answers(reviewed, model.config.id2label) if reviewed else None
 
@@ -407,14 +421,20 @@ def compare_coins(
         warnings.simplefilter("ignore")
         model = None if start in ("backbone", "nothing") else "scenes"
         network: Any
-        network, processor = start_training(squares, model, preset="scenes", pretrained=start != "nothing")
+        network, processor = start_training(
+            squares, model, preset="scenes", pretrained=start != "nothing"
+        )
     if start == "random head": network.class_labels_classifier.reset_parameters()
     recipe = Recipe(
         steps=steps, stop=stop, batch_size=4, lr=5e-4, backbone_lr=3e-4, schedule="cosine", warmup=0.1, augment=False,
         query_groups=3, evaluations=1, seed=seed,
     )
-    trained = DetrForObjectDetection.from_pretrained(train(network, squares, folder / "run", recipe, processor))
-    numbers, other = (evaluate(trained, split, processor, progress=False)["all"] for split in (val, small))
+    trained = DetrForObjectDetection.from_pretrained(
+        train(network, squares, folder / "run", recipe, processor)
+    )
+    numbers, other = (
+        evaluate(trained, split, processor, progress=False)["all"] for split in (val, small)
+    )
     return {
         "count": count, "start": start, "seed": seed, "least": least, "steps": steps,
         "loss": read_log(folder / "run" / "log.csv")[0]["loss"], "AP50": numbers["AP50"], "AP": numbers["AP"],

@@ -84,7 +84,9 @@ def merge_masks(
     count = len(scores)
     if not count:
         probabilities = torch.as_tensor(probabilities)
-        return torch.zeros(probabilities.shape[1:], dtype=torch.int32, device=probabilities.device), []
+        return torch.zeros(
+            probabilities.shape[1:], dtype=torch.int32, device=probabilities.device
+        ), []
     covered = []  # how many pixels each mask covers
 
     def weighted() -> Iterator[Tensor]:

@@ -77,7 +77,9 @@ class LearnedPositionEmbedding(nn.Module):
     ):
         super().__init__()
         if d_model % 2: raise ValueError(f"d_model={d_model}: want an even number (row and column)")
-        self.row_embeddings, self.column_embeddings = (nn.Embedding(rows, d_model // 2) for _ in range(2))
+        self.row_embeddings, self.column_embeddings = (
+            nn.Embedding(rows, d_model // 2) for _ in range(2)
+        )
         for embeddings in (self.row_embeddings, self.column_embeddings):
             nn.init.uniform_(embeddings.weight)
 

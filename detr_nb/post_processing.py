@@ -371,7 +371,9 @@ def enlarge_each(
     else:
         places = []
         for real, pixels in zip(cells or masks.shape[1:], size):
-            at = ((torch.arange(pixels, device=masks.device) + 0.5) * (real / pixels) - 0.5).clamp(min=0)
+            at = ((torch.arange(pixels, device=masks.device) + 0.5) * (real / pixels) - 0.5).clamp(
+                min=0
+            )
             first = at.long().clamp(max=math.ceil(real) - 1)
             places.append((first, (first + 1).clamp(max=math.ceil(real) - 1), at - first))
         (above, below, down), (left, right, across) = places
@@ -413,7 +415,9 @@ def post_process_panoptic_segmentation(
     """
     merge = merge_as_transformers if compat else merge_masks
     result = []
-    check_numbers(None, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold)
+    check_numbers(
+        None, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
+    )
     for output in split_outputs(outputs, target_sizes, pixel_mask, compat):
         keep, scores, labels = output.kept(threshold)
         masks = output.masks[keep].float().sigmoid()
@@ -439,7 +443,9 @@ def to_rle(
         list[dict]: K of: size, counts
     """
     from pycocotools import mask as coco_mask
-    rles: Any = coco_mask.encode(np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0), dtype=np.uint8))
+    rles: Any = coco_mask.encode(
+        np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0), dtype=np.uint8)
+    )
     return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in rles]
 
 # %% ../nbs/31_post_processing.ipynb #f9476e92
@@ -568,7 +574,9 @@ def post_process_segmentation(
     check_numbers(None, mask_threshold=mask_threshold)
     for output in split_outputs(outputs, target_sizes, pixel_mask):
         keep, scores, labels = output.kept(threshold)
-        probabilities = resize_masks(output.masks[keep].float(), output.size, output.cells).sigmoid()
+        probabilities = resize_masks(
+            output.masks[keep].float(), output.size, output.cells
+        ).sigmoid()
         result.append(
             {"scores": scores, "labels": labels, "masks": (probabilities > mask_threshold).long()}
         )
@@ -632,7 +640,9 @@ def assign_pixels(
         tuple[np.ndarray, list[tuple[int, int]]]: (*size), and the label and area of each number in
             it
     """
-    first = [k if things.get(label, True) else labels.index(label) for k, label in enumerate(labels)]
+    first = [
+        k if things.get(label, True) else labels.index(label) for k, label in enumerate(labels)
+    ]
     ids = look_up(torch.tensor(first), masks.argmax(0)) if first else torch.zeros(masks.shape[1:])
     image = Image.fromarray(ids.int().cpu().numpy())
     ids = np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST), dtype=np.int64)
@@ -672,7 +682,9 @@ def post_process_panoptic(
     sizes = integer_sizes(processed_sizes, len(outputs.logits))
     finals = sizes if target_sizes is None else integer_sizes(target_sizes, len(outputs.logits))
     height, width = map(max, zip(*sizes)) if pixel_mask is None else pixel_mask.shape[1:]
-    real = [pad(torch.ones(h, w, dtype=torch.bool), (0, width - w, 0, height - h)) for h, w in sizes]
+    real = [
+        pad(torch.ones(h, w, dtype=torch.bool), (0, width - w, 0, height - h)) for h, w in sizes
+    ]
     result = []
     for output, final in zip(split_outputs(outputs, sizes, torch.stack(real), compat), finals):
         keep, _, labels = output.kept(threshold)

@@ -357,7 +357,9 @@ def compare_beginnings(
     rates = [5e-4 * rate, 5e-4]
     if dense_weight: groups[0] += head.parameters()
     optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=steps, pct_start=0.05
+    )
     rows = []
     for step in trange(1, (stop or steps) + 1, desc=beginning, leave=False):
         images, targets = zip(*(scenes[i] for i in range(8 * step - 8, 8 * step)))
@@ -368,7 +370,9 @@ def compare_beginnings(
         total = loss
         if dense_weight:
             mixture, boxes = _stack_targets(seed, range(8 * step - 8, 8 * step))
-            class_loss, box_loss = dense_losses(*split_answers(head(features["last"])), mixture, boxes)
+            class_loss, box_loss = dense_losses(
+                *split_answers(head(features["last"])), mixture, boxes
+            )
             total = loss + dense_weight * (class_loss + box_loss)
         optimizer.zero_grad()
         total.backward()

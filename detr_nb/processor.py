@@ -174,7 +174,9 @@ def read_annotations(
         raise ValueError("masks_path=None: want the folder of the panoptic PNGs")
     for i, annotation in enumerate(annotations):
         if not isinstance(annotation, dict) or not set(FORMATS[format]) <= set(annotation):
-            found = sorted(annotation) if isinstance(annotation, dict) else type(annotation).__name__
+            found = (
+                sorted(annotation) if isinstance(annotation, dict) else type(annotation).__name__
+            )
             raise ValueError(
                 f"annotations[{i}] has {found}: want a dict with {' and '.join(map(repr, FORMATS[format]))} ({format})"
             )
@@ -190,7 +192,9 @@ def read_annotations(
         for annotation, target in zip(annotations, targets)
     ]
     if any(lost):
-        first = next(annotation["image_id"] for annotation, count in zip(annotations, lost) if count)
+        first = next(
+            annotation["image_id"] for annotation, count in zip(annotations, lost) if count
+        )
         warnings.warn(
             f"boxes without area inside their image are left out: {sum(lost)}, the first in image {first}",
             stacklevel=3,
@@ -406,7 +410,9 @@ class DetrImageProcessor:
         for name, allowed in (("format", FORMATS), ("box_frame", ("image", "canvas")), ("resample", (2,))):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name}={value!r}: want {' or '.join(map(repr, allowed))}")
-        flags = dict(do_resize=do_resize, do_rescale=do_rescale, do_normalize=do_normalize, do_pad=do_pad)
+        flags = dict(
+            do_resize=do_resize, do_rescale=do_rescale, do_normalize=do_normalize, do_pad=do_pad
+        )
         for name, value in {**flags, "do_convert_annotations": do_convert_annotations}.items():
             if not isinstance(value, (bool, np.bool_)) and (name in flags or value is not None):
                 raise ValueError(f"{name}={value!r}: want True or False")
@@ -442,7 +448,9 @@ class DetrImageProcessor:
         Returns:
             dict[str, Any]
         """
-        values = {name: getattr(self, name) for name in setting_names(type(self)) if name != "max_size"}
+        values = {
+            name: getattr(self, name) for name in setting_names(type(self)) if name != "max_size"
+        }
         values |= {
             "image_mean": list(self.image_mean), "image_std": list(self.image_std),
             "pad_size": self.pad_size and dict(zip(("height", "width"), self.pad_size)),
@@ -478,7 +486,9 @@ class DetrImageProcessor:
             size, limit = changes.get("size"), changes.get("max_size")
             if "shortest_edge" in edges and (is_edge(size) or (size is None and limit is not None)):  # one edge changes
                 kept = {name: edge for name, edge in edges.items() if limit is None or name == "shortest_edge"}
-                settings["size"] = kept | ({} if size is None else {"shortest_edge": changes.pop("size")})
+                settings["size"] = kept | (
+                    {} if size is None else {"shortest_edge": changes.pop("size")}
+                )
         processor = cls(**settings | {k: v for k, v in changes.items() if v is not None})
         processor.extra = {k: v for k, v in values.items() if k not in names}
         return processor
@@ -600,7 +610,9 @@ class DetrImageProcessor:
                 {"masks": torch.nn.functional.pad(target["masks"], spare)} if "masks" in target else {}
             )
             if self.box_frame == "canvas":
-                part = torch.tensor([w / width, h / height] * 2) if self.do_convert_annotations else 1
+                part = (
+                    torch.tensor([w / width, h / height] * 2) if self.do_convert_annotations else 1
+                )
                 padded |= {"boxes": target["boxes"] * part, "size": torch.tensor([height, width])}
             batch["labels"].append(target | padded)
         return batch
@@ -638,7 +650,9 @@ class DetrImageProcessor:
         """
         processor = self.from_dict(self.to_dict(), **changes) if changes else self
         read_layout("data_format", data_format, "channels_first")
-        channels_first = read_layout("input_data_format", input_data_format, "channels_first", "channels_last")
+        channels_first = read_layout(
+            "input_data_format", input_data_format, "channels_first", "channels_last"
+        )
         images, annotations = as_list_pairs(images, annotations)
         turned = [i for i, image in enumerate(images) if isinstance(image, Image.Image) and orientation(image) > 1]
         if turned:
@@ -653,10 +667,14 @@ class DetrImageProcessor:
             masks_path,
         )
         if processor.do_pad:
-            items = [processor.resize_image(pixels, target) for pixels, target in zip(tensors, targets)]
+            items = [
+                processor.resize_image(pixels, target) for pixels, target in zip(tensors, targets)
+            ]
             batch = processor.collate(items, pixel_change(processor, tensors[0].device))
         else:
-            items = [processor.encode(pixels, target, True) for pixels, target in zip(tensors, targets)]
+            items = [
+                processor.encode(pixels, target, True) for pixels, target in zip(tensors, targets)
+            ]
             labels = {} if annotations is None else {"labels": [target for _, target in items]}
             batch = BatchFeature(pixel_values=[pixels for pixels, _ in items], **labels)
         return convert_batch(batch, return_tensors)
@@ -678,7 +696,9 @@ class DetrImageProcessor:
             BatchFeature
         """
         items = (np.array(p) if isinstance(p, np.ndarray) else p for p in pixel_values_list)
-        return convert_batch(self.collate([(torch.as_tensor(p), None) for p in items]), return_tensors)
+        return convert_batch(
+            self.collate([(torch.as_tensor(p), None) for p in items]), return_tensors
+        )
 
     def post_process_object_detection(
         self,
@@ -722,9 +742,15 @@ class DetrImageProcessor:
         """
         return self.post_process_object_detection(outputs, -1.0, target_sizes, pixel_mask)
 
-    post_process_semantic_segmentation = staticmethod(post_processing.post_process_semantic_segmentation)
-    post_process_instance_segmentation = staticmethod(post_processing.post_process_instance_segmentation)
-    post_process_panoptic_segmentation = staticmethod(post_processing.post_process_panoptic_segmentation)
+    post_process_semantic_segmentation = staticmethod(
+        post_processing.post_process_semantic_segmentation
+    )
+    post_process_instance_segmentation = staticmethod(
+        post_processing.post_process_instance_segmentation
+    )
+    post_process_panoptic_segmentation = staticmethod(
+        post_processing.post_process_panoptic_segmentation
+    )
     post_process_segmentation = staticmethod(post_processing.post_process_segmentation)
     post_process_instance = staticmethod(post_processing.post_process_instance)
     post_process_panoptic = staticmethod(post_processing.post_process_panoptic)

@@ -96,7 +96,9 @@ class StepSampler:
         """
         order, batch = shuffled(self.length, self.seed + turn), self.batch_size * self.world
         if self.ratios is None: return order
-        return into_buckets(order, self.ratios, batch, -turn * self.length % batch, self.seed + turn)
+        return into_buckets(
+            order, self.ratios, batch, -turn * self.length % batch, self.seed + turn
+        )
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         known, order = -1, []
@@ -335,7 +337,9 @@ def warn_of_crowded(num_queries: int, dataset: Any) -> None:
         dataset (Any)
     """
     if isinstance(dataset, CocoDetection):
-        counts = {i: sum(not a["iscrowd"] for a in found) for i, found in dataset.coco.imgToAnns.items()}
+        counts = {
+            i: sum(not a["iscrowd"] for a in found) for i, found in dataset.coco.imgToAnns.items()
+        }
     elif isinstance(dataset, CocoPanoptic):
         segments = {a["image_id"]: a["segments_info"] for a in dataset.annotations}
         counts = {i: sum(not s.get("iscrowd", 0) for s in found) for i, found in segments.items()}
@@ -369,7 +373,9 @@ def draw_batch(
         height, width = int(mask[:, 0].sum()), int(mask[0].sum())
         image = (pixels[:, :height, :width] * deviation + mean).nan_to_num(0, 1, 0).clamp(0, 1)
         boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
-        title = f"image {int(target['image_id'])}: " * ("image_id" in target) + f"{len(boxes)} objects"
+        title = (
+            f"image {int(target['image_id'])}: " * ("image_id" in target) + f"{len(boxes)} objects"
+        )
         if not (largest := float(pixels.abs().max())) < 50: title += f"\npixels up to {largest:.0e}"  # or NaN
         if not boxes.isfinite().all(): title += "\nboxes that are no numbers"
         sound = boxes.isfinite().all(1)
@@ -467,7 +473,9 @@ def draw_training(
     """
     for name, value, count in zip(("moment", "image", "query"), (moment, image, query), record.boxes.shape):
         check_range(name, value, count)
-    figure, (place, classes, everywhere, course) = panels((0.1, 2.3), (3.1, 4.4), (4.9, 6.73), (7.3, 9.0))
+    figure, (place, classes, everywhere, course) = panels(
+        (0.1, 2.3), (3.1, 4.4), (4.9, 6.73), (7.3, 9.0)
+    )
     height, width = record.images[image].shape[:2]
     box = record.boxes[moment, image, query] * (width, height, width, height)
     said = record.said()[moment, :, query]

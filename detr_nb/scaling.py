@@ -75,4 +75,6 @@ def plan_training(
     a_second = gpus * batch_per_gpu / step
     hours = images * epochs / a_second / 3600
     memory = (4 * 4 * parameters) / 1e9 + batch_per_gpu * activations  # weights, gradients and AdamW's two averages
-    return Plan(gpus, gpus * batch_per_gpu, a_second, hours, gpus * hours, memory, exchanging / computing)
+    return Plan(
+        gpus, gpus * batch_per_gpu, a_second, hours, gpus * hours, memory, exchanging / computing
+    )

@@ -120,7 +120,9 @@ def random_thing(rng: np.random.Generator) -> Thing:
         Thing
     """
     size = math.exp(rng.uniform(math.log(12), math.log(64)))
-    first, second = (hsv_to_rgb(rng.uniform(), rng.uniform(0.25, 1), rng.uniform(0.3, 1)) for _ in range(2))
+    first, second = (
+        hsv_to_rgb(rng.uniform(), rng.uniform(0.25, 1), rng.uniform(0.3, 1)) for _ in range(2)
+    )
     return Thing(
         name=THINGS[rng.integers(len(THINGS))], size=size, x=rng.uniform(0.3 * size, SIZE - 0.3 * size),
         y=rng.uniform(0.3 * size, SIZE - 0.3 * size), angle=rng.uniform(0, 2 * math.pi),
@@ -213,10 +215,14 @@ def paint_stuff(rng: np.random.Generator, stuff: np.ndarray) -> np.ndarray:
     hues = np.array([0.58, 0.30, 0.52, 0.09]) + rng.uniform(-0.05, 0.05, 4)
     saturations = rng.uniform((0.15, 0.3, 0.35, 0.02), (0.6, 0.7, 0.8, 0.2))
     values = rng.uniform((0.65, 0.35, 0.35, 0.3), (1, 0.75, 0.7, 0.6))
-    looks = [hsv_to_rgb(*look) for look in zip(hues.tolist(), saturations.tolist(), values.tolist())]
+    looks = [
+        hsv_to_rgb(*look) for look in zip(hues.tolist(), saturations.tolist(), values.tolist())
+    ]
     # red, green, blue, strength of the grain
     planes = np.array([*zip(*looks), (2, 12, 5, 5)], np.float32).take(stuff, axis=1)
-    return planes[:3] + (np.float32(rng.uniform(4, 14)) * _noise(rng, 8) + planes[3] * _noise(rng, 64))
+    return planes[:3] + (
+        np.float32(rng.uniform(4, 14)) * _noise(rng, 8) + planes[3] * _noise(rng, 64)
+    )
 
 # %% ../nbs/92_scenes.ipynb #6043b418
 @dataclass
@@ -387,7 +393,9 @@ def _write_split(folder: Path, split: str, count: int, seed: int, processes: int
         "categories": CATEGORIES,
     }
     for kind, entries in annotations.items():
-        write_json(common | {"annotations": entries}, folder / "annotations" / f"{kind}_{split}.json")
+        write_json(
+            common | {"annotations": entries}, folder / "annotations" / f"{kind}_{split}.json"
+        )
 
 # %% ../nbs/92_scenes.ipynb #2f32c25f
 def make_scenes(

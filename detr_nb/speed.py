@@ -108,7 +108,9 @@ class TupleOutputs(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.names = ["logits", "pred_boxes"] + ["pred_masks"] * isinstance(model, DetrForSegmentation)
+        self.names = ["logits", "pred_boxes"] + ["pred_masks"] * isinstance(
+            model, DetrForSegmentation
+        )
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
         """
@@ -228,7 +230,9 @@ class ExportedModel(nn.Module):
             import onnxruntime
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
-            session = onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
+            session = onnxruntime.InferenceSession(
+                str(file), options, providers=onnxruntime.get_available_providers()
+            )
             self.run: Any = lambda x, mask: session.run(
                 None, {"pixel_values": x.numpy(), "pixel_mask": mask.numpy()}
             )
@@ -277,12 +281,18 @@ def write_graph(model: TupleOutputs, format: str, folder: Path) -> None:
         with warnings.catch_warnings():  # of weights that are views of others; the file is compared afterwards
             warnings.filterwarnings("ignore", "No complete tensor")
             return torch.export.save(program, folder / EXPORTS["torch"])
-    names: dict[str, Any] = dict(input_names=["pixel_values", "pixel_mask"], output_names=model.names)
+    names: dict[str, Any] = dict(
+        input_names=["pixel_values", "pixel_mask"], output_names=model.names
+    )
     graph: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     graph.save(folder / "model.onnx")
     if format == "openvino":
         import openvino
-        openvino.save_model(openvino.convert_model(folder / "model.onnx"), folder / "model.xml", compress_to_fp16=False)
+        openvino.save_model(
+            openvino.convert_model(folder / "model.onnx"),
+            folder / "model.xml",
+            compress_to_fp16=False,
+        )
         (folder / "model.onnx").unlink()
 
 def quantize(file: Path, images: Sequence, processor: DetrImageProcessor) -> None:
@@ -470,7 +480,9 @@ def predict_batch(
     """
     inputs = processor(images, return_tensors="pt", input_data_format="channels_first")
     inputs = inputs.to(next((p.device for p in model.parameters()), torch.device("cpu")))
-    given: dict[str, Any] = dict(target_sizes=[image.shape[1:] for image in images], pixel_mask=inputs.pixel_mask)
+    given: dict[str, Any] = dict(
+        target_sizes=[image.shape[1:] for image in images], pixel_mask=inputs.pixel_mask
+    )
     draws = isinstance(model, DetrForSegmentation)
     config: Any = model.config
     run: Any = model.detr if draws and task == "detection" else model

@@ -397,7 +397,9 @@ class TrainingImages(Dataset):
         image = to_rgb_tensor(image)
         height, width = image.shape[-2:]
         if "segments_info" in target:
-            target = drop_crowds(panoptic_target(target, target["masks_path"], height, width, self.masks))
+            target = drop_crowds(
+                panoptic_target(target, target["masks_path"], height, width, self.masks)
+            )
         else:
             target = detection_target(target, height, width, self.masks)
         return (image, target) if self.recipe.augment else self.processor.encode(image, target)
@@ -427,7 +429,9 @@ def average_weights(recipe: Recipe, averages: Any, weights: Any, count: Tensor |
         count (Tensor | int)
     """
     from torch.optim.swa_utils import get_ema_multi_avg_fn
-    decay = min(recipe.ema, (1 + int(count)) / (10 + int(count))) if recipe.ema_warmup else recipe.ema
+    decay = (
+        min(recipe.ema, (1 + int(count)) / (10 + int(count))) if recipe.ema_warmup else recipe.ema
+    )
     get_ema_multi_avg_fn(decay)(averages, weights, count)
 
 # %% ../nbs/41_training.ipynb #7a5dfb93
@@ -452,7 +456,9 @@ class TrainState:
     ):
         from torch.optim.swa_utils import AveragedModel
         self.detector, self.recipe, self.step, self.path = detector, recipe, 0, path
-        self.learner: Any = as_learner(detector, recipe).to(device, memory_format=torch.channels_last)
+        self.learner: Any = as_learner(detector, recipe).to(
+            device, memory_format=torch.channels_last
+        )
         self.optimizer, self.schedule = make_optimizer(self.learner, recipe, steps)
         move: Any = functools.partial(average_weights, recipe)
         self.average = AveragedModel(detector, multi_avg_fn=move) if recipe.ema else None
@@ -741,7 +747,10 @@ def mean_numbers(state: TrainState, accelerator) -> dict[str, float]:
     Returns:
         dict[str, float]
     """
-    means = {name: torch.tensor(total / state.count, device=accelerator.device) for name, total in state.sums.items()}
+    means = {
+        name: torch.tensor(total / state.count, device=accelerator.device)
+        for name, total in state.sums.items()
+    }
     state.sums, state.count = {}, 0
     return {name: float(value) for name, value in accelerator.reduce(means, "mean").items()}
 
@@ -756,7 +765,9 @@ def in_any_process(asked: bool, accelerator) -> bool:
         bool
     """
     if accelerator.num_processes == 1: return asked
-    return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum") > 0)
+    return bool(
+        accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum") > 0
+    )
 
 # %% ../nbs/41_training.ipynb #runs41a7
 def load_batches(
@@ -790,7 +801,9 @@ def load_batches(
     )
     again = (last - start) * recipe.batch_size > len(dataset)  # images come more than once
     masks = isinstance(state.detector, DetrForSegmentation)
-    images = TrainingImages(dataset, processor, recipe, masks, cache / max(1, workers) if again else 0)
+    images = TrainingImages(
+        dataset, processor, recipe, masks, cache / max(1, workers) if again else 0
+    )
     loader: Any = DataLoader(
         images, batch_sampler=sampler, collate_fn=processor.collate, num_workers=workers,
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=ignore_sigterm,
@@ -878,7 +891,9 @@ class RunReport:
         self.first, self.trackers = accelerator.is_main_process, bool(log_with)
         self.log = Log(out, state.step) if self.first else None
         self.callback, self.collapsed = callback if self.first else None, None
-        settings = {name: value for name, value in asdict(state.recipe).items() if value is not None}
+        settings = {
+            name: value for name, value in asdict(state.recipe).items() if value is not None
+        }
         if self.trackers: accelerator.init_trackers("events", settings)
         if self.callback and state.step == 0: self.callback(0, state.eval_model)
 
@@ -894,7 +909,9 @@ class RunReport:
             float: the mean loss since the last row
         """
         step, images = self.state.step, self.state.step * self.state.recipe.batch_size
-        row = {"step": step, "pictures": images, "lr": lr} | mean_numbers(self.state, self.accelerator)
+        row = {"step": step, "pictures": images, "lr": lr} | mean_numbers(
+            self.state, self.accelerator
+        )
         if evaluate and self.val is not None: row |= self.evaluate(row["loss"])
         if self.log: self.log.write(row)
         if self.trackers: self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step)
@@ -926,7 +943,9 @@ class RunReport:
             batch (BatchFeature)
         """
         if not self.first: return
-        self.collapsed = warn_of_collapse(self.state.eval_model, batch, self.collapsed, self.state.step)
+        self.collapsed = warn_of_collapse(
+            self.state.eval_model, batch, self.collapsed, self.state.step
+        )
         if self.callback: self.callback(self.state.step, self.state.eval_model)
 
 # %% ../nbs/41_training.ipynb #5c50536c

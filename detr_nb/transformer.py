@@ -80,7 +80,9 @@ class Attention(nn.Module):
         )
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             # the first three as if they were one (3d, d) matrix
-            nn.init.xavier_uniform_(projection.weight, gain=1 if projection is self.out_proj else 0.5**0.5)
+            nn.init.xavier_uniform_(
+                projection.weight, gain=1 if projection is self.out_proj else 0.5**0.5
+            )
             nn.init.zeros_(projection.bias)
 
     def forward(
@@ -221,7 +223,9 @@ class DecoderLayer(EncoderLayer):
             tuple[Tensor, Tensor | None, Tensor | None]
         """
         with_pos_embed = x + queries
-        attn_output, self_weights = self.self_attn(with_pos_embed, with_pos_embed, x, query_mask, need_weights)
+        attn_output, self_weights = self.self_attn(
+            with_pos_embed, with_pos_embed, x, query_mask, need_weights
+        )
         x = self.self_attn_layer_norm(x + self.dropout(attn_output))
         attn_output, cross_weights = self.encoder_attn(
             x + queries, memory + positions, memory, mask, need_weights
@@ -279,7 +283,9 @@ class Encoder(nn.Module):
         states = [x]
         attentions = []
         for layer in self.layers:
-            x, weights = (x, None) if _skip(self) else _run(self, layer, x, positions, mask, need_weights)
+            x, weights = (
+                (x, None) if _skip(self) else _run(self, layer, x, positions, mask, need_weights)
+            )
             states.append(x)
             attentions.append(weights)
         return states, attentions

@@ -233,7 +233,9 @@ def random_scale(
     )
     if rng.random() < 0.5:
         image, target = scale(image, target, share(rng.choice((400, 500, 600))), None)
-        height, width = (rng.randint(min(share(384), n), min(share(600), n)) for n in image.shape[-2:])
+        height, width = (
+            rng.randint(min(share(384), n), min(share(600), n)) for n in image.shape[-2:]
+        )
         image, target = crop(
             image, target, rng.randint(0, image.shape[1] - height), rng.randint(0, image.shape[2] - width),
             height, width,
@@ -302,7 +304,9 @@ def normalize_target(
             f"target has the keys {sorted(target)}: want 'annotations', as the datasets of `detr_nb.data` give them"
         )
     truth = detection_target(target, height, width)
-    boxes = box_xyxy_to_cxcywh(truth["boxes"]) / torch.tensor([width, height, width, height]) * share
+    boxes = (
+        box_xyxy_to_cxcywh(truth["boxes"]) / torch.tensor([width, height, width, height]) * share
+    )
     return {"class_labels": truth["class_labels"], "boxes": boxes}
 
 # %% ../nbs/30_transforms.ipynb #f6158377

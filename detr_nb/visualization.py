@@ -191,7 +191,9 @@ def architecture(
     Raises:
         ValueError: for a part that it does not have.
     """
-    words = "DETR's architecture, from the image to the loss" + (f"; in blue: {', '.join(lit)}" if lit else "")
+    words = "DETR's architecture, from the image to the loss" + (
+        f"; in blue: {', '.join(lit)}" if lit else ""
+    )
     return diagram(PARTS, ARROWS, lit, words, below=BELOW)
 
 # %% ../nbs/90_visualization.ipynb #86ee9a83
@@ -250,7 +252,9 @@ def draw_box(
 def _show(ax, image: Any, **how):
     "An image whose first pixel goes from 0 to 1, so that boxes lie where they belong."
     image = np.asarray(image)
-    return ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="nearest", **how)
+    return ax.imshow(
+        image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="nearest", **how
+    )
 
 # %% ../nbs/90_visualization.ipynb #a0a0d100
 def _label(ax, box: np.ndarray, text: str, colour, taken: list, others: Any = ()) -> None:
@@ -477,7 +481,9 @@ def panels(
     from matplotlib.figure import Figure
     width = spans[-1][1] + 0.12
     figure = Figure(figsize=(width, 2.5), dpi=100)
-    axes = [figure.add_axes((left / width, 0.15, (right - left) / width, 0.73)) for left, right in spans]
+    axes = [
+        figure.add_axes((left / width, 0.15, (right - left) / width, 0.73)) for left, right in spans
+    ]
     for ax in axes:
         ax.axis("off")
         ax.set_title("", fontsize=9, y=1.02)  # a title at no given height measures every label first
@@ -589,7 +595,9 @@ def png(figure: Figure) -> bytes:
     pixels, size = FigureCanvasAgg(figure).print_to_buffer()
     drawn = Image.frombytes("RGBA", size, pixels).convert("RGB")
     file = io.BytesIO()
-    drawn.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(file, "png")
+    drawn.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
+        file, "png"
+    )
     return file.getvalue()
 
 def as_html(figure: Figure) -> str:
