@@ -258,14 +258,15 @@ def start_training(
     return network, DetrImageProcessor.from_pretrained(model, size=size)
 
 # %% ../nbs/42_own_data.ipynb #review421
-KINDS = "right", "again", "other class", "on nothing", "on a crowd", "missed"  # of answers, and of objects
+KINDS = "right", "duplicate", "wrong class", "wrong place", "on a crowd", "missed"  # of answers, and of objects
 
 def sort_answers(
     found: Mapping[str, Tensor],  # of one image: scores (K,), labels (K,), boxes (K, 4) corners in pixels
     truth: Mapping[str, Tensor],  # class_labels (T,), boxes (T, 4)
 ) -> tuple[list[str], list[int]]:
-    """What each answer is: "right", "again" (a surer one has named this object), "other class" or
-    "on nothing", by an IoU of at least 0.5, the surest first; and the objects that nobody named.
+    """What each answer is, by an IoU of at least 0.5, the surest first: "right", "duplicate" (a
+    surer one has named this object), "wrong class" or "wrong place" (on no object); and the objects
+    that nobody named.
 
     Args:
         found (Mapping[str, Tensor]): of one image: scores (K,), labels (K,), boxes (K, 4) corners
@@ -281,7 +282,7 @@ def sort_answers(
         fits = [t for t in on if truth["class_labels"][t] == found["labels"][k]]
         free = [t for t in fits if t not in taken]
         taken |= set(free[:1])
-        kinds[k] = "right" if free else "again" if fits else "other class" if on else "on nothing"
+        kinds[k] = "right" if free else "duplicate" if fits else "wrong class" if on else "wrong place"
     return kinds, [t for t in range(len(truth["boxes"])) if t not in taken]
 
 def _corners(annotations: Sequence[Mapping]) -> Tensor:

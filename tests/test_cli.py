@@ -183,7 +183,7 @@ def test_eval_sorts_the_answers(data, tmp_path):
     assert result.returncode == 0, result.stderr
     kinds, counted = (json.loads(numbers.read_text())[key] for key in ("review over 0.5", "over 0.5"))
     assert kinds["right"] == counted["right"] and kinds["missed"] == counted["missed"]
-    assert sum(kinds.get(kind, 0) for kind in ("again", "other class", "on nothing")) == counted["wrong"]
+    assert sum(kinds.get(kind, 0) for kind in ("duplicate", "wrong class", "wrong place")) == counted["wrong"]
     assert f"{kinds['right']} right" in result.stdout and Image.open(figure).size[0] > 500
     (tmp_path / "foreign.png").write_bytes(b"somebody's")
     for wrong, option in (

@@ -266,7 +266,7 @@ def test_sorted_answers_are_those_that_coco_counts(threshold, settings):
     kinds, figure = review_answers(model, processor, scenes, threshold, batch_size=5)
     assert figure is None and list(kinds) == list(KINDS)
     assert {"right": kinds["right"], "missed": kinds["missed"]} == {k: counted[k] for k in ("right", "missed")}
-    assert kinds["again"] + kinds["other class"] + kinds["on nothing"] == counted["wrong"]
+    assert kinds["duplicate"] + kinds["wrong class"] + kinds["wrong place"] == counted["wrong"]
     assert kinds["right"] > 10 and (kinds["on a crowd"] > 0) == ("box_frame" not in settings)
 
 
@@ -276,5 +276,5 @@ def test_a_figure_of_answers_says_what_is_wrong():
     kinds, figure = review_answers(model, processor, scenes, 0.05, draw=9)
     words = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert sum(ax.has_data() for ax in figure.axes) == 5 and len(words) == sum(kinds.values()) - kinds["missed"]
-    for kind in ("again", "other class", "on nothing"): assert sum(word.endswith(f", {kind}") for word in words) == kinds[kind]
+    for kind in ("duplicate", "wrong class", "wrong place"): assert sum(word.endswith(f", {kind}") for word in words) == kinds[kind]
     with pytest.raises(ValueError, match="threshold=2: want a number from 0 to 1"): review_answers(model, processor, scenes, 2)
