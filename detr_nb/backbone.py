@@ -10,6 +10,7 @@ __all__ = [
 
 # %% ../nbs/10_backbone.ipynb #7412a747
 import difflib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -256,6 +257,13 @@ def valid_cell_mask(
     return inside(mask[:, :, 0].sum(1), 0)[:, :, None] & inside(mask[:, 0].sum(1), 1)[:, None]
 
 # %% ../nbs/10_backbone.ipynb #546fa599
+class PerThread(threading.local):
+    "A value that every thread has for itself. A copy begins without one."
+    value: Any = None
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()
+
 class PaddingMasker:
     """Hooks that show zeros in place of padding to every layer whose kernel is larger than a cell,
     as the edge of an image does.
@@ -264,7 +272,7 @@ class PaddingMasker:
         network (nn.Module)
     """
     def __init__(self, network: nn.Module):
-        self.pixel_mask: Any = None
+        self.pixel_mask = PerThread()
         known = nn.Conv2d, FrozenBatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Identity
         other = {
             type(m).__name__ for name, m in network.named_modules()
@@ -292,7 +300,7 @@ class PaddingMasker:
         Returns:
             Tensor: (B, 1, h, w) 1 or 0
         """
-        return valid_cell_mask(self.pixel_mask, x.shape[-2:])[:, None].to(x.dtype)
+        return valid_cell_mask(self.pixel_mask.value, x.shape[-2:])[:, None].to(x.dtype)
 
     def hide(self, module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         return (inputs[0] * self.inside(inputs[0]),)
@@ -363,7 +371,7 @@ class ConvEncoder(nn.Module):
             list[tuple[Tensor, Tensor]]
         """
         if self.padding:
-            self.padding.pixel_mask = pixel_mask
+            self.padding.pixel_mask.value = pixel_mask
         maps = [
             f.permute(0, 3, 1, 2) if self.channels_last else f for f in self.model(pixel_values)
         ]

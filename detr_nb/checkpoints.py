@@ -143,7 +143,7 @@ NATIVE_NAMES = [  # transformers' own ResNet (revision "no_timm") → timm's nam
     (r"\.layer\.(\d)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
 ]
 HUB_5_NAMES = [  # names inside transformers 5's modules → the hub file's
-    (r"model\.backbone\.model\.", "model.backbone.conv_encoder.model."),
+    (r"(^|model\.)backbone\.model\.", r"\1backbone.conv_encoder.model."),
     (r"(^|model\.)position_embedding\.", r"\1backbone.position_embedding."),
     (r"\.o_proj\.", ".out_proj."),
     (r"\.mlp\.fc", ".fc"),
@@ -251,8 +251,10 @@ def load_weights(
     if faults: raise ValueError(f"{source} {', and '.join(faults)}: {why}")
     shapes = ", ".join(f"{k} {tuple(state[k].shape)} → {tuple(own[k].shape)}" for k in wrong)
     if wrong and not ignore_mismatched_sizes:
+        head = next((state[k] for k in wrong if k.endswith("class_labels_classifier.bias")), None)
+        keep = "" if head is None else f"num_labels={len(head) - 1} to keep its classes, or "
         raise ValueError(
-            f"{source} has other shapes than the model: {shapes}. Pass ignore_mismatched_sizes=True to begin "
+            f"{source} has other shapes than the model: {shapes}. Pass {keep}ignore_mismatched_sizes=True to begin "
             "these afresh"
         )
     if wrong:
@@ -320,7 +322,7 @@ def load_checkpoint(
 # %% ../nbs/95_checkpoints.ipynb #6b571536
 def open_checkpoint(
     name: str | os.PathLike,     # a folder, a hub name, an embedded model, or a bare weights file
-    config: DetrConfig | None,   # instead of the checkpoint's own
+    config: Any,                 # instead of the checkpoint's own: a `DetrConfig`, transformers' one, or where one lies
     changes: Mapping[str, Any],  # config fields to set after
     config_class: type[DetrConfig] = DetrConfig,  # what the checkpoint's own is read as
     **hub,                       # revision, local_files_only
@@ -329,7 +331,8 @@ def open_checkpoint(
 
     Args:
         name (str | os.PathLike): a folder, a hub name, an embedded model, or a bare weights file
-        config (DetrConfig | None): instead of the checkpoint's own
+        config (Any): instead of the checkpoint's own: a `DetrConfig`, transformers' one, or where
+            one lies
         changes (Mapping[str, Any]): config fields to set after
         config_class (type[DetrConfig]): what the checkpoint's own is read as. Defaults to
             DetrConfig.
@@ -353,10 +356,11 @@ def open_checkpoint(
                 f"{folder} has weights and no config.json (transformers' Trainer writes none for a model that is not "
                 "its own): pass config=model.config"
             )
-    config = (
-        config_class.from_pretrained(name, **hub, **changes) if config is None
-        else type(config).from_dict(config.to_dict(), **changes)
-    )
+    if config is None or isinstance(config, (str, os.PathLike)):
+        config = config_class.from_pretrained(config or name, **hub, **changes)
+    else:
+        kind = type(config) if isinstance(config, DetrConfig) else config_class
+        config = kind.from_dict(config.to_dict(), **changes)
     return config, Path(name) if bare else find_file(name, *WEIGHT_FILES, **hub)
 
 # %% ../nbs/95_checkpoints.ipynb #be44880a
@@ -373,7 +377,7 @@ class Pretrained(nn.Module):
         cls,
         name: str | os.PathLike,                # a folder, a hub name, "scenes", or a `.pth` file beside `config`
         *,
-        config: DetrConfig | None = None,       # instead of the checkpoint's own
+        config: Any = None,                     # instead of the checkpoint's own: a `DetrConfig`, or where one lies
         revision: str | None = None,            # hub: branch, tag or commit
         local_files_only: bool = False,         # hub: only what was fetched before
         ignore_mismatched_sizes: bool = False,  # begin tensors of another shape afresh (other labels, other queries)
@@ -385,7 +389,7 @@ class Pretrained(nn.Module):
         Args:
             name (str | os.PathLike): a folder, a hub name, "scenes", or a `.pth` file beside
                 `config`
-            config (DetrConfig | None): instead of the checkpoint's own
+            config (Any): instead of the checkpoint's own: a `DetrConfig`, or where one lies
             revision (str | None): hub: branch, tag or commit
             local_files_only (bool): hub: only what was fetched before. Defaults to False.
             ignore_mismatched_sizes (bool): begin tensors of another shape afresh (other labels,
@@ -428,7 +432,8 @@ class Pretrained(nn.Module):
         is_main_process: bool = True,      # others write nothing
         safe_serialization: bool = True,   # the only way: pickled weights are not written
         push_to_hub: bool = False,         # not here: the folder is uploaded with huggingface_hub
-        **ignored,                         # what training tools pass besides: save_function, state_dict …
+        state_dict: Mapping[str, Tensor] | None = None,  # other weights under the same names, such as averages
+        **ignored,                         # what training tools pass besides: save_function, max_shard_size …
     ) -> None:
         """Write `config.json` and `model.safetensors` in the hub's layout; transformers opens them
         and gives the same numbers, with one exception: it has no `batch_invariant`, so there the
@@ -442,21 +447,29 @@ class Pretrained(nn.Module):
                 True.
             push_to_hub (bool): not here: the folder is uploaded with huggingface_hub. Defaults to
                 False.
-            **ignored: what training tools pass besides: save_function, state_dict …
+            state_dict (Mapping[str, Tensor] | None): other weights under the same names, such as
+                averages
+            **ignored: what training tools pass besides: save_function, max_shard_size …
         """
         if not safe_serialization: raise ValueError("safe_serialization=False: want True, weights are not pickled here")
         if push_to_hub: raise ValueError("push_to_hub=True: want False; upload the folder with huggingface_hub")
-        if unknown := set(ignored) - {"save_function", "state_dict", "max_shard_size", "variant", "token"}:
+        if ignored.pop("variant", None): raise ValueError("variant: want None; save other weights in another folder")
+        if unknown := set(ignored) - {"save_function", "max_shard_size", "token"}:
             raise TypeError(f"save_pretrained has no argument {sorted(unknown)[0]!r}")
         if not is_main_process: return
         if self.is_inference_copy:
             raise ValueError("a copy made by optimize() has no norms and is not saved: want the model that it is of")
-        bad = [name for name, value in self.state_dict().items() if not value.isfinite().all()]
+        own = self.state_dict()
+        state = own if state_dict is None else strip_wrappers(state_dict)
+        if different := sorted(own.keys() ^ state.keys()):
+            raise ValueError(f"state_dict: {len(different)} names differ from the model's, the first is {different[0]}")
+        bad = [name for name, value in state.items() if not value.isfinite().all()]
         if bad: raise ValueError(f"{len(bad)} tensors are not finite and are not saved, the first is {bad[0]}")
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(self.config)
         config.extra["architectures"] = [type(self).__name__]
-        state = self.state_dict()
+        stored = str(dtype or next(v.dtype for v in state.values() if v.is_floating_point())).removeprefix("torch.")
+        config.extra |= {key: stored for key in ("dtype", "torch_dtype") if key in config.extra or stored != "float32"}
         state |= {  # transformers 5 reads learned positions under a shorter name
             key.replace("backbone.position_embedding", "position_embedding"): value.clone()
             for key, value in state.items() if ".backbone.position_embedding." in f".{key}"

@@ -380,9 +380,7 @@ class DetrConfig:
                 dilation=self.dilation, use_timm_backbone=use_timm_backbone, backbone_config=nested
             )
             vars(self).update(read_backbone(public))
-        self.num_labels, self.id2label, self.label2id = name_labels(
-            self.num_labels, self.id2label, self.label2id
-        )
+        self._name_labels(self.num_labels, self.id2label, self.label2id)
         for f in fields(self):
             value = getattr(self, f.name)
             if value is None and f.type == "bool":
@@ -391,6 +389,19 @@ class DetrConfig:
                 _want(f.name, value, f.metadata["wanted"], f.metadata["ok"](value))
         _check_together(self)
 
+    def _name_labels(self, *given: Any) -> None:
+        "Fill in the three fields that speak of classes."
+        vars(self).update(zip(("num_labels", "id2label", "label2id"), name_labels(*given)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("num_labels", "id2label") or vars(self).get("label2id") is None:
+            return super().__setattr__(name, value)
+        known = {"id2label": {str(i): label for i, label in self.id2label.items()}, "label2id": self.label2id}
+        new = apply_changes(known | {"stuff_ids": self.stuff_ids}, {name: value})  # the others follow
+        self._name_labels(new.get("num_labels"), new["id2label"], new["label2id"])
+        self.stuff_ids = new["stuff_ids"]
+
+    model_type = "detr"
     hidden_size = property(lambda self: self.d_model)
     num_attention_heads = property(lambda self: self.encoder_attention_heads)
     num_hidden_layers = property(lambda self: self.encoder_layers)
@@ -436,12 +447,16 @@ class DetrConfig:
     def save_pretrained(
         self,
         folder: str | os.PathLike,
+        push_to_hub: bool = False,  # not here: the folder is uploaded with huggingface_hub
     ) -> None:
         """Write `config.json` into a folder, whole or not at all.
 
         Args:
             folder (str | os.PathLike)
+            push_to_hub (bool): not here: the folder is uploaded with huggingface_hub. Defaults to
+                False.
         """
+        if push_to_hub: raise ValueError("push_to_hub=True: want False; upload the folder with huggingface_hub")
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_json(self.to_dict(), Path(folder) / "config.json", pretty=True)
 

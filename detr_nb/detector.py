@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .backbone import ConvEncoder, fold_norms, resize_mask
 from .checkpoints import Pretrained
 from .config import DetrConfig
-from .losses import DetrLoss, Divisors, Pairs, weighted_sum
+from .losses import LOSSES, DetrLoss, Divisors, Pairs, weighted_sum
 from .matcher import HungarianMatcher, PackedTargets
 from .position import POSITION_EMBEDDINGS
 from .transformer import Decoder, Encoder
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Output", "DetrModelOutput", "DetrObjectDetectionOutput", "image_tokens", "transform",
     "MLPPredictionHead", "learned_states", "predict_from", "DetrModel", "hidden_fields",
-    "DetrForObjectDetection", "evaluating", "inference_copy"
+    "build_loss", "loss_settings", "follow_config", "DetrForObjectDetection", "evaluating",
+    "inference_copy"
 ]
 
 # %% ../nbs/15_detector.ipynb #07ea4744
@@ -187,6 +188,9 @@ def image_tokens(
     Returns:
         tuple[list[tuple[Tensor, Tensor]], Tokens]
     """
+    if not isinstance(pixel_values, Tensor):
+        found = type(pixel_values).__name__
+        raise TypeError(f"pixel_values is {found}: want a tensor (B, C, H, W), which return_tensors='pt' gives")
     channels = getattr(getattr(model, "config", None), "num_channels", pixel_values.shape[1])
     if pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
         hint = " (the processor makes three channels of every image)" if channels != 3 else ""
@@ -480,6 +484,41 @@ def hidden_fields(hidden: DetrModelOutput) -> dict[str, Any]:
         name: value for name, value in vars(hidden).items() if name != "intermediate_hidden_states"
     }
 
+def build_loss(config: DetrConfig, losses: Sequence[str] = LOSSES[:3]) -> DetrLoss:
+    """Matching and loss with the weights that a configuration has now.
+
+    Args:
+        config (DetrConfig)
+        losses (Sequence[str]): Defaults to LOSSES[:3].
+
+    Returns:
+        DetrLoss
+    """
+    matcher = HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+    return DetrLoss(matcher, config.num_labels, config.eos_coefficient, losses)
+
+def loss_settings(config: DetrConfig) -> tuple:
+    """What `build_loss` reads.
+
+    Args:
+        config (DetrConfig)
+
+    Returns:
+        tuple
+    """
+    return config.class_cost, config.bbox_cost, config.giou_cost, config.num_labels, config.eos_coefficient
+
+def follow_config(model: Any) -> None:
+    """Build the loss of a model anew if its configuration was changed after the last time.
+
+    Args:
+        model (Any)
+    """
+    if model.loss_settings == loss_settings(model.config): return
+    device = model.criterion.class_weight.device
+    model.criterion = build_loss(model.config, model.criterion.losses).to(device)
+    model.loss_settings = loss_settings(model.config)
+
 class DetrForObjectDetection(Pretrained):
     """DETR with its two heads: N queries → N classes and boxes (paper, section 3).
 
@@ -492,10 +531,7 @@ class DetrForObjectDetection(Pretrained):
         self.model = DetrModel(config)
         self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels + 1)
         self.bbox_predictor = MLPPredictionHead(config.d_model, config.d_model, 4, num_layers=3)
-        self.criterion = DetrLoss(
-            HungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost),
-            config.num_labels, config.eos_coefficient,
-        )
+        self.criterion, self.loss_settings = build_loss(config), loss_settings(config)
 
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -557,6 +593,7 @@ class DetrForObjectDetection(Pretrained):
         Returns:
             tuple[Tensor, dict[str, Tensor]]
         """
+        follow_config(self)
         parts = (criterion or self.criterion)(predictions, labels, pairs, divisors)
         c = self.config
         return weighted_sum(

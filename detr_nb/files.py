@@ -305,7 +305,7 @@ def _hub_failure(
 
 # %% ../nbs/91_files.ipynb #dee9e2be
 def find_file(
-    name: str | os.PathLike,        # a folder, a hub name, or an embedded model ("scenes")
+    name: str | os.PathLike,        # a folder, a hub name, an embedded model ("scenes"), or a JSON file itself
     filename: str, *others: str,    # the first that is there is taken
     revision: str | None = None,    # hub: branch, tag or commit
     local_files_only: bool = False, # hub: only what was fetched before
@@ -313,7 +313,8 @@ def find_file(
     """Where a file of a checkpoint lies on this machine, fetched from the hub if need be.
 
     Args:
-        name (str | os.PathLike): a folder, a hub name, or an embedded model ("scenes")
+        name (str | os.PathLike): a folder, a hub name, an embedded model ("scenes"), or a JSON file
+            itself
         filename (str): the first that is there is taken
         *others (str): the first that is there is taken
         revision (str | None): hub: branch, tag or commit
@@ -327,6 +328,7 @@ def find_file(
     """
     filenames = filename, *others
     folder = ASSETS / name if name in EMBEDDED else Path(name)  # a folder of that name is "./scenes"
+    if folder.is_file() and folder.suffix == ".json": return folder
     if folder.is_dir():
         for filename in filenames:
             if (folder / filename).is_file(): return folder / filename

@@ -16,10 +16,10 @@ from torch.nn.functional import conv2d, interpolate, pad
 from .checkpoints import Pretrained
 from .config import DetrConfig
 from detr_nb.detector import (
-    _GIVEN, DetrForObjectDetection, Output, Tokens, hidden_fields, image_tokens, inference_copy, learned_states,
-    predict_from, transform,
+    _GIVEN, DetrForObjectDetection, Output, Tokens, build_loss, follow_config, hidden_fields, image_tokens,
+    inference_copy, learned_states, loss_settings, predict_from, transform,
 )
-from .losses import LOSSES, DetrLoss, Divisors
+from .losses import LOSSES, Divisors
 from .matcher import pack_targets
 from .transformer import ACTIVATIONS
 
@@ -404,9 +404,7 @@ class DetrForSegmentation(Pretrained):
             config.d_model, heads, channels[-2:-5:-1], config.activation_function
         )
         self.bbox_attention = MaskAttention(config.d_model, heads)
-        self.criterion = DetrLoss(
-            self.detr.criterion.matcher, config.num_labels, config.eos_coefficient, LOSSES
-        )
+        self.criterion, self.loss_settings = build_loss(config, LOSSES), loss_settings(config)
 
     @staticmethod
     def select(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -479,6 +477,7 @@ class DetrForSegmentation(Pretrained):
         Returns:
             tuple[Tensor, dict[str, Tensor]]
         """
+        follow_config(self)
         features, tokens = image_tokens(self.detr.model, pixel_values, pixel_mask)
         hidden = transform(self.detr.model, tokens)
         states = hidden.last_hidden_state
@@ -579,6 +578,7 @@ class DetrForSegmentation(Pretrained):
             draw_batch(self, features, tokens, memory, states) if torch.compiler.is_compiling()
             else torch.stack(draw_masks(self, features, tokens, memory, list(states)))
         )
+        if labels is not None: follow_config(self)
         loss, parts = (
             (None, None) if labels is None else self.detr.loss(predictions, labels, self.criterion)
         )

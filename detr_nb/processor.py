@@ -20,7 +20,7 @@ from . import post_processing
 from .boxes import box_xyxy_to_cxcywh
 from .config import setting_names
 from .data import detection_target, entry_faults, is_number, panoptic_target, raise_faults
-from .files import find_file, orientation, read_json, write_json
+from .files import find_file, orientation, read_image, read_json, write_json
 from .transforms import is_edge, read_size, resize, resized_size, to_rgb_tensor
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
         case Tensor():
             return change(value)
         case dict():
-            return {k: map_tensors(change, v) for k, v in value.items()}
+            return type(value)({k: map_tensors(change, v) for k, v in value.items()})
         case list() | tuple():
             return [map_tensors(change, v) for v in value]
         case _:
@@ -123,15 +123,15 @@ class BatchFeature(dict):
 
     def to(
         self,
-        *places,                # a device, a dtype, or both in any order; a dtype is for floating point tensors
+        *places,                # a device, a dtype, or both in any order; a dtype is for the pixels
         device: Any = None,
         dtype: torch.dtype | None = None,
         non_blocking: bool = False,
     ) -> BatchFeature:
-        """The same with every tensor moved, those in labels too.
+        """This batch, with every tensor moved; those in labels keep their dtype.
 
         Args:
-            *places: a device, a dtype, or both in any order; a dtype is for floating point tensors
+            *places: a device, a dtype, or both in any order; a dtype is for the pixels
             device (Any)
             dtype (torch.dtype | None)
             non_blocking (bool): Defaults to False.
@@ -142,9 +142,19 @@ class BatchFeature(dict):
         for place in places:
             if isinstance(place, torch.dtype): dtype = place
             else: device = place
-        return BatchFeature(map_tensors(
-            lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking), self
-        ))
+        self.update(map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self))
+        floats = {k: v for k, v in self.items() if isinstance(v, Tensor) and v.is_floating_point()}
+        self.update({k: v.to(dtype) for k, v in floats.items()})
+        return self
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The batch as a plain dictionary.
+
+        Returns:
+            dict[str, Any]
+        """
+        return dict(self)
 
 # %% ../nbs/32_processor.ipynb #cc3c6371
 def read_annotations(
@@ -224,6 +234,11 @@ def read_channels(
     return tuple(map(float, numbers))
 
 OLD_NAMES = {"pad_and_return_pixel_mask": "do_pad"}
+WITHOUT_EFFECT = (  # there is one processor, it always makes three channels, and tensors stay where they are
+    "image_processor_type", "feature_extractor_type", "use_fast", "device", "processor_class", "do_convert_rgb",
+    "disable_grouping",
+)
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 LAYOUTS = {"none": None, "channels_first": True, "first": True, "channels_last": False, "last": False}
 
 def read_layout(
@@ -254,7 +269,7 @@ def convert_batch(
     batch: BatchFeature,        # tensors; images that are not padded as a list of them
     return_tensors: str | None, # "pt", "np" or None
 ) -> BatchFeature:
-    """A batch as the user asks for it: stacked tensors, stacked arrays, or lists of tensors.
+    """A batch as the user asks for it: stacked tensors, stacked arrays, or what it is.
 
     Args:
         batch (BatchFeature): tensors; images that are not padded as a list of them
@@ -268,7 +283,7 @@ def convert_batch(
     """
     if return_tensors not in ("pt", "np", None):
         raise ValueError(f"return_tensors={return_tensors!r}: want 'pt', 'np' or None")
-    if return_tensors is None: return BatchFeature({k: list(v) for k, v in batch.items()})
+    if return_tensors is None: return batch
     if not isinstance(batch.pixel_values, Tensor):
         if len({image.shape for image in batch.pixel_values}) > 1:
             raise ValueError(
@@ -279,13 +294,13 @@ def convert_batch(
 
 # %% ../nbs/32_processor.ipynb #6ef156a1
 def as_list_pairs(
-    images: Any,  # one image or many: PIL, numpy or torch
+    images: Any,  # one image or many: PIL, numpy, torch or paths
     annotations,  # one dict, a list of them, or None
 ) -> tuple[list, list | None]:
     """Images and their annotations as lists of the same length.
 
     Args:
-        images (Any): one image or many: PIL, numpy or torch
+        images (Any): one image or many: PIL, numpy, torch or paths
         annotations: one dict, a list of them, or None
 
     Returns:
@@ -294,10 +309,13 @@ def as_list_pairs(
     Raises:
         ValueError: where they are not, or where there is no image.
     """
-    one = isinstance(images, (Image.Image, np.ndarray, Tensor)) and getattr(images, "ndim", 3) != 4
+    kinds = Image.Image, np.ndarray, Tensor, str, os.PathLike
+    one = isinstance(images, kinds) and getattr(images, "ndim", 3) != 4
     if not one and not isinstance(images, (list, tuple, np.ndarray, Tensor)):
-        raise TypeError(f"images is {type(images).__name__}: want a PIL image, an array, a tensor, or a list of them")
+        found = type(images).__name__
+        raise TypeError(f"images is {found}: want a PIL image, an array, a tensor, a path, or a list of them")
     images = [images] if one else list(images)
+    images = [read_image(image) if isinstance(image, (str, os.PathLike)) else image for image in images]
     if not images: raise ValueError("images is empty: want at least one image")
     if annotations is None: return images, None
     if not isinstance(annotations, (dict, list, tuple)):
@@ -311,6 +329,7 @@ def as_list_pairs(
 def warn_of_range(
     pixels: Tensor,
     rescale: bool, normalize: bool,  # what will be done to it
+    factor: float = 1 / 255,         # with which it is rescaled
 ) -> None:
     """Warn of an image that looks as if it had been rescaled before, or as if it still should be.
 
@@ -318,6 +337,7 @@ def warn_of_range(
         pixels (Tensor)
         rescale (bool): what will be done to it
         normalize (bool): what will be done to it
+        factor (float): with which it is rescaled. Defaults to 1 / 255.
 
     Raises:
         ValueError: for numbers that are not finite, and for whole ones out of 0…255.
@@ -325,12 +345,13 @@ def warn_of_range(
     if not pixels.numel(): return
     if pixels.is_floating_point():
         if not pixels.isfinite().all(): raise ValueError("the image holds NaN or infinity: want finite numbers")
-    elif pixels.dtype != torch.uint8 and rescale and (pixels.min() < 0 or pixels.max() > 255):
-        raise ValueError(f"the image holds whole numbers from {pixels.min()} to {pixels.max()}: want 0 … 255")
+    elif pixels.dtype != torch.uint8 and rescale and (pixels.min() < 0 or pixels.max() > max(255, 1.01 / factor)):
+        most = max(255, 1 / factor)
+        raise ValueError(f"the image holds whole numbers from {pixels.min()} to {pixels.max()}: want 0 … {most:.5g}")
     if rescale and pixels.is_floating_point() and (pixels.min() < 0 or 0 < pixels.max() <= 1):
         warnings.warn(
-            f"an image of floating point numbers from {pixels.min():.3g} to {pixels.max():.3g} is divided by 255: it "
-            "looks as if it had been rescaled or normalised before. If so, pass do_rescale=False, and "
+            f"an image of floating point numbers from {pixels.min():.3g} to {pixels.max():.3g} is divided by "
+            f"{1 / factor:.5g}: it looks as if it had been rescaled or normalised before. If so, pass do_rescale=False, and "
             "do_normalize=False where it was normalised", stacklevel=4,
         )
     if normalize and not rescale and pixels.max() > 2:
@@ -377,11 +398,12 @@ class DetrImageProcessor:
         image_std (float | Sequence[float]): Defaults to IMAGENET_STD.
         do_convert_annotations (bool | None): boxes as centre and size in 0…1: as do_normalize
         do_pad (bool): Defaults to True.
-        pad_size (dict[str, int] | None): height and width of every canvas
+        pad_size (int | Sequence[int] | dict[str, int] | None): height and width of every canvas
         format (str): of annotations: this or "coco_panoptic". Defaults to "coco_detection".
         box_frame (str): what 0…1 of a box runs over: this, or the padded "canvas". Defaults to
             "image".
-        resample (int): bilinear, the only one. Defaults to 2.
+        resample (int): how images are resized: 2 bilinear, 3 bicubic. Defaults to 2.
+        **more: old names, and keys of a public file that have no effect
 
     Raises:
         ValueError: for a setting that cannot be.
@@ -400,22 +422,30 @@ class DetrImageProcessor:
         image_std: float | Sequence[float] = IMAGENET_STD,
         do_convert_annotations: bool | None = None,  # boxes as centre and size in 0…1: as do_normalize
         do_pad: bool = True,
-        pad_size: dict[str, int] | None = None, # height and width of every canvas
+        pad_size: int | Sequence[int] | dict[str, int] | None = None,  # height and width of every canvas
         format: str = "coco_detection",         # of annotations: this or "coco_panoptic"
         box_frame: str = "image",               # what 0…1 of a box runs over: this, or the padded "canvas"
-        resample: int = 2,                      # bilinear, the only one
+        resample: int = 2,                      # how images are resized: 2 bilinear, 3 bicubic
+        **more,                                 # old names, and keys of a public file that have no effect
     ):
+        if unknown := sorted(more.keys() - {*OLD_NAMES, *WITHOUT_EFFECT}):
+            raise TypeError(f"{', '.join(unknown)}: no such setting of {type(self).__name__}")
+        do_pad = more.get("pad_and_return_pixel_mask", do_pad)
         self.format = str(getattr(format, "value", format))
         self.box_frame, self.resample = box_frame, resample
-        for name, allowed in (("format", FORMATS), ("box_frame", ("image", "canvas")), ("resample", (2,))):
+        for name, allowed in (("format", FORMATS), ("box_frame", ("image", "canvas")), ("resample", RESAMPLE)):
             if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name}={value!r}: want {' or '.join(map(repr, allowed))}")
+                names = f" ({', '.join(allowed.values())})" if name == "resample" else ""
+                raise ValueError(f"{name}={value!r}: want {' or '.join(map(repr, allowed))}{names}")
         flags = dict(
             do_resize=do_resize, do_rescale=do_rescale, do_normalize=do_normalize, do_pad=do_pad
         )
         for name, value in {**flags, "do_convert_annotations": do_convert_annotations}.items():
             if not isinstance(value, (bool, np.bool_)) and (name in flags or value is not None):
                 raise ValueError(f"{name}={value!r}: want True or False")
+        if is_edge(pad_size): pad_size = (pad_size, pad_size)
+        if isinstance(pad_size, (list, tuple)) and len(pad_size) == 2:
+            pad_size = dict(zip(("height", "width"), pad_size))
         if pad_size is not None and (
             not isinstance(pad_size, dict)
             or set(pad_size) != {"height", "width"}
@@ -427,14 +457,15 @@ class DetrImageProcessor:
         self.size = read_size(800 if size is None else size, max_size)
         if max_size is not None and self.size.get("longest_edge") != max_size:
             raise ValueError(f"max_size={max_size} beside size={size}: want it beside a shortest edge alone")
-        self.pad_size = None if pad_size is None else (pad_size["height"], pad_size["width"])
-        self.do_resize, self.do_normalize, self.do_pad = do_resize, do_normalize, do_pad
-        self.do_rescale, self.rescale_factor = do_rescale, rescale_factor
+        self.pad_size = None if pad_size is None else {name: int(edge) for name, edge in pad_size.items()}
+        self.do_resize, self.do_normalize, self.do_pad = bool(do_resize), bool(do_normalize), bool(do_pad)
+        self.do_rescale = bool(do_rescale)
         self.image_mean, self.image_std = (
             read_channels(name, value) for name, value in (("image_mean", image_mean), ("image_std", image_std))
         )
         if not is_number(rescale_factor) or rescale_factor <= 0:
             raise ValueError(f"rescale_factor={rescale_factor!r}: want a number over 0")
+        self.rescale_factor = float(rescale_factor)
         if 0 in self.image_std: raise ValueError(f"image_std={image_std}: want no 0, it is divided by")
         self.do_convert_annotations = (
             do_normalize if do_convert_annotations is None else do_convert_annotations
@@ -453,7 +484,6 @@ class DetrImageProcessor:
         }
         values |= {
             "image_mean": list(self.image_mean), "image_std": list(self.image_std),
-            "pad_size": self.pad_size and dict(zip(("height", "width"), self.pad_size)),
             "image_processor_type": "DetrImageProcessor",
         }
         return self.extra | {name: value for name, value in values.items() if value is not None}
@@ -473,10 +503,8 @@ class DetrImageProcessor:
         Returns:
             Self
         """
-        ignored = "image_processor_type", "feature_extractor_type", "use_fast", "device"  # there is one processor
-        values, changes = (
-            {OLD_NAMES.get(k, k): v for k, v in given.items() if k not in ignored} for given in (values, changes)
-        )
+        values, changes = ({OLD_NAMES.get(k, k): v for k, v in given.items()} for given in (values, changes))
+        changes = {k: v for k, v in changes.items() if k not in WITHOUT_EFFECT}
         names = setting_names(cls)
         if unknown := sorted(set(changes) - set(names)):
             raise TypeError(f"{', '.join(unknown)}: no such setting of {cls.__name__}, nor another argument")
@@ -490,18 +518,22 @@ class DetrImageProcessor:
                     {} if size is None else {"shortest_edge": changes.pop("size")}
                 )
         processor = cls(**settings | {k: v for k, v in changes.items() if v is not None})
-        processor.extra = {k: v for k, v in values.items() if k not in names}
+        processor.extra = {k: v for k, v in values.items() if k not in (*names, *WITHOUT_EFFECT[:4])}
         return processor
 
     def save_pretrained(
         self,
         folder: str | os.PathLike,
+        push_to_hub: bool = False,  # not here: the folder is uploaded with huggingface_hub
     ) -> None:
         """Write `preprocessor_config.json` into a folder, whole or not at all.
 
         Args:
             folder (str | os.PathLike)
+            push_to_hub (bool): not here: the folder is uploaded with huggingface_hub. Defaults to
+                False.
         """
+        if push_to_hub: raise ValueError("push_to_hub=True: want False; upload the folder with huggingface_hub")
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_json(self.to_dict(), Path(folder) / "preprocessor_config.json", pretty=True)
 
@@ -514,7 +546,7 @@ class DetrImageProcessor:
         local_files_only: bool = False,  # hub: only what was fetched before
         **changes,                       # settings to set after
     ) -> Self:
-        """The processor of a checkpoint.
+        """The processor of a checkpoint. Errors name the file.
 
         Args:
             name (str | os.PathLike): a folder, a hub name, or the embedded "scenes"
@@ -528,7 +560,10 @@ class DetrImageProcessor:
         path = find_file(
             name, "preprocessor_config.json", revision=revision, local_files_only=local_files_only
         )
-        return cls.from_dict(read_json(path), **changes)
+        try:
+            return cls.from_dict(read_json(path), **changes)
+        except ValueError as error:
+            raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
     def encode(
         self,
@@ -550,12 +585,16 @@ class DetrImageProcessor:
         Raises:
             ValueError: for an image without pixels.
         """
-        pixels, target = self.resize_image(to_rgb_tensor(image, channels_first), target)
+        pixels, target = self.resize_image(self._to_tensor(image, channels_first), target)
         change = pixel_change(self, pixels.device)
         if change is not None:
             place = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
             pixels = place_pixels(place, pixels, change)
         return pixels, target
+
+    def _to_tensor(self, image: Any, channels_first: bool | None) -> Tensor:
+        "`to_rgb_tensor`; sixteen bits are scaled to eight where the processor expects eight."
+        return to_rgb_tensor(image, channels_first, self.do_rescale and abs(255 * self.rescale_factor - 1) < 0.01)
 
     def resize_image(
         self,
@@ -572,12 +611,12 @@ class DetrImageProcessor:
         Returns:
             tuple[Tensor, dict[str, Tensor] | None]
         """
-        warn_of_range(pixels, self.do_rescale, self.do_normalize)
+        warn_of_range(pixels, self.do_rescale, self.do_normalize, self.rescale_factor)
         height, width = pixels.shape[-2:]
         if not height or not width:
             raise ValueError(f"image has {height} × {width} pixels: want at least one")
         size = resized_size(height, width, self.size) if self.do_resize else (height, width)
-        pixels, target = resize(pixels, size, target)
+        pixels, target = resize(pixels, size, target, RESAMPLE[self.resample])
         if target is not None and self.do_convert_annotations:
             target = target | {
                 "boxes": box_xyxy_to_cxcywh(target["boxes"]) / torch.tensor([size[1], size[0]] * 2)
@@ -600,7 +639,8 @@ class DetrImageProcessor:
             BatchFeature
         """
         images, targets = zip(*items)
-        batch = BatchFeature(zip(self.model_input_names, pad_images(images, self.pad_size, change)))
+        canvas = self.pad_size and (self.pad_size["height"], self.pad_size["width"])
+        batch = BatchFeature(zip(self.model_input_names, pad_images(images, canvas, change)))
         if targets[0] is None: return batch
         height, width = batch.pixel_mask.shape[1:]
         batch["labels"] = []
@@ -614,16 +654,16 @@ class DetrImageProcessor:
                     torch.tensor([w / width, h / height] * 2) if self.do_convert_annotations else 1
                 )
                 padded |= {"boxes": target["boxes"] * part, "size": torch.tensor([height, width])}
-            batch["labels"].append(target | padded)
+            batch["labels"].append(BatchFeature(target | padded))
         return batch
 
     def __call__(
         self,
-        images,                                # one image or a list: PIL, numpy or torch
+        images,                                # one image or a list: PIL, numpy, torch or paths
         annotations=None,                      # COCO's, one dict an image, with the keys of `FORMATS`
         return_segmentation_masks: bool | None = None,  # None: of panoptic annotations only
         masks_path: str | os.PathLike | None = None,    # folder of the panoptic PNGs
-        return_tensors: str | None = None,     # "pt" or "np": a stacked batch; None: a list of tensors
+        return_tensors: str | None = None,     # "pt" or "np": a stacked batch; None: tensors, a list if not padded
         input_data_format: str | None = None,  # "channels_first" or "channels_last"; None: decided by the shape
         data_format: str = "channels_first",   # of pixel_values, the only one
         **changes,                             # of the processor's own settings, for this call; None: as it is
@@ -632,11 +672,12 @@ class DetrImageProcessor:
         and size in 0…1), area, iscrowd, image_id, orig_size, size, and masks.
 
         Args:
-            images: one image or a list: PIL, numpy or torch
+            images: one image or a list: PIL, numpy, torch or paths
             annotations: COCO's, one dict an image, with the keys of `FORMATS`
             return_segmentation_masks (bool | None): None: of panoptic annotations only
             masks_path (str | os.PathLike | None): folder of the panoptic PNGs
-            return_tensors (str | None): "pt" or "np": a stacked batch; None: a list of tensors
+            return_tensors (str | None): "pt" or "np": a stacked batch; None: tensors, a list if not
+                padded
             input_data_format (str | None): "channels_first" or "channels_last"; None: decided by
                 the shape
             data_format (str): of pixel_values, the only one. Defaults to "channels_first".
@@ -661,7 +702,7 @@ class DetrImageProcessor:
                 f"show them; the first is image {turned[0]}. Boxes, masks and target_sizes refer to the upright image",
                 stacklevel=2,
             )
-        tensors = [to_rgb_tensor(image, channels_first) for image in images]
+        tensors = [processor._to_tensor(image, channels_first) for image in images]
         targets = [None] * len(images) if annotations is None else read_annotations(
             [pixels.shape[1:] for pixels in tensors], annotations, processor.format, return_segmentation_masks,
             masks_path,
@@ -675,7 +716,7 @@ class DetrImageProcessor:
             items = [
                 processor.encode(pixels, target, True) for pixels, target in zip(tensors, targets)
             ]
-            labels = {} if annotations is None else {"labels": [target for _, target in items]}
+            labels = {} if annotations is None else {"labels": [BatchFeature(target) for _, target in items]}
             batch = BatchFeature(pixel_values=[pixels for pixels, _ in items], **labels)
         return convert_batch(batch, return_tensors)
 

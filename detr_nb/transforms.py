@@ -28,19 +28,24 @@ __all__ = [
 def to_rgb_tensor(
     image: Image.Image | np.ndarray | Tensor,  # any mode; or (H, W), (H, W, C), (C, H, W) with C 1, 3 or 4
     channels_first: bool | None = None,        # None: decided by the shape
+    eight_bits: bool = True,                   # scale sixteen bits to eight; False: as whole numbers of 32 bits
 ) -> Tensor:                                   # (3, H, W)
     """An image as a tensor of three channels. Grey is repeated, transparency is dropped; numbers
-    and dtype stay, but for numpy's and Pillow's sixteen bits, which are scaled to eight. A PIL
-    image with an EXIF orientation is turned upright.
+    and dtype stay, but for those of sixteen bits. A PIL image with an EXIF orientation is turned
+    upright.
 
     Args:
         image (Image.Image | np.ndarray | Tensor): any mode; or (H, W), (H, W, C), (C, H, W) with C
             1, 3 or 4
         channels_first (bool | None): None: decided by the shape
+        eight_bits (bool): scale sixteen bits to eight; False: as whole numbers of 32 bits. Defaults
+            to True.
 
     Returns:
         Tensor: (3, H, W)
     """
+    if isinstance(image, Image.Image) and image.mode.startswith("I") and not eight_bits:
+        image = np.asarray(upright(image)).astype(np.int32)
     if isinstance(image, Image.Image): return torch.from_numpy(np.array(to_rgb(upright(image)))).permute(2, 0, 1)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise TypeError(
@@ -49,8 +54,9 @@ def to_rgb_tensor(
     array = isinstance(image, np.ndarray)
     if (image.dtype.kind not in "uif") if array else (image.is_complex() or image.dtype == torch.bool):
         raise TypeError(f"image is an array of {image.dtype}: want whole or floating point numbers")
-    if array and image.dtype == np.uint16: image = (image // 257).astype(np.uint8)  # as of a file
-    tensor = torch.from_numpy(np.array(image)) if array else image
+    wide = image.dtype in (np.uint16, torch.uint16)
+    tensor = torch.from_numpy(np.array(image, np.int32 if wide else None)) if array else image
+    if wide: tensor = (tensor.int() // 257).to(torch.uint8) if eight_bits else tensor.int()  # as of a file
     if tensor.dim() == 2: return tensor.expand(3, -1, -1)
     if tensor.dim() != 3:
         raise ValueError(f"image has shape {tuple(tensor.shape)}: want (H, W), (H, W, C) or (C, H, W)")
@@ -149,20 +155,23 @@ def resize(
     image: Tensor,               # (3, H, W)
     size: Sequence[int],         # height, width
     target: dict[str, Tensor] | None = None,  # boxes (T, 4) corners in pixels, masks (T, H, W)
+    method: str = "bilinear",    # of the image, antialiased; or "bicubic"
 ) -> tuple[Tensor, dict[str, Tensor] | None]:
-    """An image at another size (bilinear, antialiased) and its target with it: boxes and areas by
-    the true ratio of each axis, masks by nearest neighbour.
+    """An image at another size and its target with it: boxes and areas by the true ratio of each
+    axis, masks by nearest neighbour.
 
     Args:
         image (Tensor): (3, H, W)
         size (Sequence[int]): height, width
         target (dict[str, Tensor] | None): boxes (T, 4) corners in pixels, masks (T, H, W)
+        method (str): of the image, antialiased; or "bicubic". Defaults to "bilinear".
 
     Returns:
         tuple[Tensor, dict[str, Tensor] | None]
     """
+    from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2.functional import resize as resize_tensor
-    resized = resize_tensor(image, list(size), antialias=True)
+    resized = resize_tensor(image, list(size), InterpolationMode(method), antialias=True)
     if target is None: return resized, None
     ratio_y, ratio_x = size[0] / image.shape[-2], size[1] / image.shape[-1]
     masks = {"masks": resize_binary(target["masks"], size)} if "masks" in target else {}
