@@ -463,6 +463,9 @@ class Pretrained(nn.Module):
         state = own if state_dict is None else strip_wrappers(state_dict)
         if different := sorted(own.keys() ^ state.keys()):
             raise ValueError(f"state_dict: {len(different)} names differ from the model's, the first is {different[0]}")
+        if dtype is not None:
+            if not dtype.is_floating_point: raise ValueError(f"dtype={dtype}: want a floating point one")
+            state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
         bad = [name for name, value in state.items() if not value.isfinite().all()]
         if bad: raise ValueError(f"{len(bad)} tensors are not finite and are not saved, the first is {bad[0]}")
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -474,8 +477,6 @@ class Pretrained(nn.Module):
             key.replace("backbone.position_embedding", "position_embedding"): value.clone()
             for key, value in state.items() if ".backbone.position_embedding." in f".{key}"
         }
-        if dtype is not None:
-            state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
         write_weights(state, Path(folder) / "model.safetensors")
         config.save_pretrained(folder)
 

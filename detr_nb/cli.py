@@ -305,10 +305,9 @@ def find_images(photos: list[str]) -> list[Path]:
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.is_file() and p.name != MANIFEST)
             found = [p for p in files if p.suffix.lower() in Image.registered_extensions()]
-            others = sorted({p.suffix or p.name for p in files} - {p.suffix for p in found})
-            if others:
-                count = len(files) - len(found)
-                print(f"{path}: files that are not images ({count}): {', '.join(others)}", file=sys.stderr)
+            if others := [p.name for p in files if p not in found]:
+                names = detr_nb.data.first_three(others)
+                print(f"{path}: files that are not images ({len(others)}): {names}", file=sys.stderr)
             paths += found
         else:
             matches = [] if path.exists() else [Path(p) for p in sorted(glob.glob(photo))]
@@ -426,7 +425,7 @@ def check_engine(path: Path, engine: str) -> None:
     """
     exports = detr_nb.speed.EXPORTS
     if engine not in exports: raise typer.BadParameter(f"{engine!r}: want {', '.join(exports)}", param_hint="--engine")
-    file = detr_nb.speed.find_export(path)
+    file = path / exports[engine] if (path / exports[engine]).is_file() else detr_nb.speed.find_export(path)
     if file is None or file.name != exports[engine]:
         raise typer.BadParameter(f"{path}: want {exports[engine]}, or its folder, for {engine}", param_hint="--model")
 
@@ -436,7 +435,7 @@ def detect(
     photos: Annotated[list[str], typer.Argument(help="images, folders or globs")],
     model: Annotated[str | None, typer.Option("--model", "-m", help='a folder, a name on the hub, or "scenes"')] = None,
     task: TaskOption = Task.detection,
-    threshold: Annotated[float, typer.Option(help="only what scores higher is kept")] = 0.7,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="only what scores higher is kept")] = 0.7,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder for drawings and segments")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object for each image")] = False,
     engine: Annotated[
@@ -451,7 +450,9 @@ def detect(
     if model is None:
         print("no --model was given: the embedded one knows drawn scenes, not photographs", file=sys.stderr)
         model = "scenes"
-    if engine is not None: check_engine(Path(model), engine)
+    if engine is not None:
+        check_engine(Path(model), engine)
+        if Path(model).is_dir(): model = str(Path(model) / detr_nb.speed.EXPORTS[engine])
     network, processor = detr_nb.speed.load_model(model, task.value)
     failed = False
     images = []
@@ -459,6 +460,7 @@ def detect(
     paths = find_images(photos)
     if not paths: raise FileNotFoundError(f"{', '.join(photos)}: no files")
     drawings = drawing_paths(paths, out) if out else {}
+    names = {p: str(p) if sum(p.name == other.name for other in paths) > 1 else p.name for p in paths}
     if out:
         targets = list(drawings.values())
         if task is not Task.detection: targets.append(out / f"{task.value}.json")
@@ -478,10 +480,10 @@ def detect(
         save_drawing(image, found, task, drawings[path], force)
         if task is Task.detection: continue
         images.append(
-            {"id": len(images) + 1, "file_name": path.name, "width": image.width, "height": image.height}
+            {"id": len(images) + 1, "file_name": names[path], "width": image.width, "height": image.height}
         )
         written = write_segments(found, out / task.value / drawings[path].name, task, force)
-        annotations += [{"image_id": len(images), "file_name": path.name} | a for a in written]
+        annotations += [{"image_id": len(images), "file_name": names[path]} | a for a in written]
     if images:
         save_results(images, annotations, network.config, task, out, force)
     if failed: raise typer.Exit(1)
@@ -605,10 +607,13 @@ def train_command(
     dataset = detr_nb.datasets.open_split(data, "train", panoptic, skip_missing)
     if dataset.id2label != detr_nb.SceneDetection.id2label: recipe = replace(recipe, ema_warmup=True)
     try:
+        if data.is_file(): raise FileNotFoundError(f"{data}: one file is one split, and the model learns from it")
         val = detr_nb.datasets.open_split(data, "val", panoptic, skip_missing)
     except FileNotFoundError as error:
         val = None
         typer.echo(f"{error}; training goes unwatched", err=True)
+    if clash := val and detr_nb.datasets.clashing_names(dataset.id2label, val.id2label):
+        raise ValueError(f"{data}: train and val name categories differently: {detr_nb.data.first_three(clash)}")
     network: Any
     network, processor = detr_nb.own_data.start_training(
         dataset, frozen_detector or model, preset, backbone, pretrained, masks, bool(frozen_detector), queries,
@@ -776,10 +781,10 @@ def from_table(
             category["name"] for category in sorted(categories, key=lambda category: category["id"])
         ]
     names = [name.strip() for name in labels.split(",")] if labels else known
+    if not names or "" in names: raise typer.BadParameter(f"{names}: want a name for each class", param_hint="--labels")
     path = detr_nb.datasets.write_coco(data, split, rows, names, skip_missing)
-    typer.echo(
-        f"{path}: {len(rows)} images, {sum(map(len, rows.values()))} boxes, {', '.join(names)}"
-    )
+    dataset = detr_nb.datasets.open_split(data, split)
+    typer.echo(f"{path}: {len(dataset)} images, {len(dataset.coco.anns)} boxes, {', '.join(names)}")
 
 @data_app.command()
 def convert(
@@ -809,7 +814,7 @@ def check_command(
     for path in (json_file, figure):
         if path: refuse_foreign(path, force)
     reports = []
-    for split in detr_nb.datasets.SPLITS:
+    for split in ("train",) if data.is_file() else detr_nb.datasets.SPLITS:  # one file is one split
         try: detr_nb.datasets.find_split(data, split, "panoptic" if panoptic else "instances")
         except FileNotFoundError as error:
             typer.echo(f"{error}", err=True)
@@ -821,12 +826,14 @@ def check_command(
         both = whole[0]["hashes"].keys() & whole[1]["hashes"].keys()
         leaks = [f"{whole[0]['hashes'][key]} and {whole[1]['hashes'][key]}" for key in sorted(both)]
         if leaks: whole[1]["faults"]["in both splits"] = leaks
+        clash = detr_nb.datasets.clashing_names(*(report["names"] for report in whole))
+        if clash: whole[1]["faults"]["categories"] = [f"train and val differ: {name}" for name in clash]
     for report in reports: typer.echo(detr_nb.datasets.format_report(report) + "\n")
     for path in (json_file, figure):
         if path: claim(path, force)
     if json_file:
         kept = [
-            {k: v for k, v in report.items() if k not in ("sides", "hashes")} for report in reports
+            {k: v for k, v in report.items() if k not in ("sides", "hashes", "names")} for report in reports
         ]
         detr_nb.files.write_json({"splits": kept}, json_file)
     if figure and whole: draw_check(data, whole, panoptic, figure)

@@ -112,6 +112,10 @@ def _is_integer(value, minimum: int) -> bool:
     "A whole number of at least `minimum`, and no bool."
     return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
+def _plain(value) -> Any:
+    "A number of numpy's, or a tensor of one number, as Python's."
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
 def _is_number(value) -> bool:
     "A finite number, and no bool."
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -394,6 +398,7 @@ class DetrConfig:
         vars(self).update(zip(("num_labels", "id2label", "label2id"), name_labels(*given)))
 
     def __setattr__(self, name: str, value: Any) -> None:
+        value = [_plain(v) for v in value] if isinstance(value, list) else _plain(value)
         if name not in ("num_labels", "id2label") or vars(self).get("label2id") is None:
             return super().__setattr__(name, value)
         known = {"id2label": {str(i): label for i, label in self.id2label.items()}, "label2id": self.label2id}

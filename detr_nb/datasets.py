@@ -16,18 +16,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
-from .data import CocoDetection, CocoPanoptic, Fault, detection_target, first_three, raise_faults, read_entry
+from detr_nb.data import (
+    CocoDetection, CocoPanoptic, Fault, detection_target, first_three, raise_faults, read_entry, repeated,
+)
 from .files import orientation, read_image, read_json, upright_size, write_json
 from .visualization import grid, show_boxes
 
 # %% auto #0
 __all__ = [
-    "COLUMNS", "SPLITS", "read_table", "write_coco", "find_split", "open_split", "convert_dataset",
-    "check_split", "format_report", "draw_split", "draw_counts"
+    "COLUMNS", "SPLITS", "read_table", "write_coco", "find_split", "open_split", "clashing_names",
+    "convert_dataset", "check_split", "format_report", "draw_split", "draw_counts"
 ]
 
 # %% ../nbs/96_datasets.ipynb #bfdc4a99
@@ -252,6 +255,43 @@ def _why_unreadable(path: Path) -> str:
     except (OSError, ValueError) as error: return str(error)
     return ""
 
+def _check_names(path: str | os.PathLike) -> None:
+    "`ValueError` for a data.yaml whose names are not one for each number from 0."
+    import yaml  # comes with supervision
+    try: names = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not read as YAML ({' '.join(str(error).split())})") from error
+    names = names.get("names") if isinstance(names, dict) else None
+    if not isinstance(names, (list, dict)):
+        raise ValueError(f"{path}: no 'names': want YOLO's data.yaml, which names the classes")
+    if isinstance(names, dict) and set(names) != set(range(len(names))):
+        raise ValueError(f"{path}: names have the numbers {sorted(names, key=str)}: want 0 to {len(names) - 1}")
+    words = list(map(str, names.values() if isinstance(names, dict) else names))
+    if twice := repeated(words): raise ValueError(f"{path}: two classes are called {twice[0]!r}")
+
+def _name_broken(folder: Path) -> str:
+    "The first file of labels that is no XML, or no text in UTF-8, and why."
+    for file in sorted(folder.iterdir()):
+        try:
+            if file.suffix.lower() == ".xml": ElementTree.parse(file)
+            elif file.suffix.lower() == ".txt" and file.read_text(encoding="utf-8").startswith("\ufeff"):
+                return f"{file.name}: begins with a byte order mark; save it without"
+        except (ElementTree.ParseError, UnicodeDecodeError) as error: return f"{file.name}: {error}"
+    return ""
+
+def clashing_names(first: Mapping[int, str], second: Mapping[int, str]) -> list[str]:
+    """Categories that two splits name differently.
+
+    Args:
+        first (Mapping[int, str])
+        second (Mapping[int, str])
+
+    Returns:
+        list[str]
+    """
+    both = sorted(first.keys() & second.keys())
+    return [f"{i} is {first[i]!r} and {second[i]!r}" for i in both if first[i] != second[i]]
+
 def convert_dataset(
     images: str | os.PathLike,        # folder
     labels: str | os.PathLike,        # folder of VOC's XML or YOLO's text files
@@ -289,19 +329,33 @@ def convert_dataset(
             from supervision import DetectionDataset
     except ImportError as error:
         raise ValueError("converting needs supervision: pip install 'detr_nb[data]'") from error
+    if names is not None: _check_names(names)
     path = Path(folder) / "annotations" / f"instances_{split}.json"
     if path.exists(): raise FileExistsError(f"{path} exists: nothing is overwritten")
     if broken := [message for image in sorted(Path(images).iterdir()) if (message := _why_unreadable(image))]:
         raise ValueError(f"nothing is written, images that cannot be read ({len(broken)}): {first_three(broken)}")
     read = DetectionDataset.from_pascal_voc if format == "voc" else DetectionDataset.from_yolo
-    dataset = read(str(images), str(labels), *([str(names)] if names else []))
+    try: dataset = read(str(images), str(labels), *([str(names)] if names else []))
+    except (ValueError, KeyError, SyntaxError, AttributeError) as error:  # of XML, too
+        raise ValueError(f"{labels}: not read, {_name_broken(Path(labels)) or error}") from error
     with tempfile.TemporaryDirectory() as work:
         dataset.as_coco(annotations_path=str(Path(work) / "coco.json"))
         data = read_json(Path(work) / "coco.json")
     if not data["images"]: raise ValueError(f"{images}: no image in it that {labels} knows")
-    first = min((category["id"] for category in data["categories"]), default=1)
-    for entry in data["categories"]: entry["id"] += 1 - first  # from 1, as in COCO
-    for entry in data["annotations"]: entry["category_id"] += 1 - first
+    numbers = {entry["name"]: i for i, entry in enumerate(data["categories"], start=1)}  # from 1, as in COCO
+    for other in sorted(path.parent.glob("instances_*.json"))[:1]:  # another split's classes keep their numbers
+        known = {entry["name"]: entry["id"] for entry in read_json(other)["categories"]}
+        fresh = (name for name in numbers if name not in known)
+        numbers = known | {name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)}
+    renumbered = {entry["id"]: numbers[entry["name"]] for entry in data["categories"]}
+    data["categories"] = [{"id": i, "name": name} for name, i in numbers.items()]
+    for entry in data["annotations"]: entry["category_id"] = renumbered[entry["category_id"]]
+    stems = {Path(entry["file_name"]).stem for entry in data["images"]}
+    ends = {"voc": ".xml", "yolo": ".txt"}[format]
+    files = [file for file in sorted(Path(labels).rglob("*")) if file.suffix.lower() == ends]
+    lost = [str(file) for file in files if file.stem not in {*stems, "classes", "labels"}]
+    if lost:
+        warnings.warn(f"{labels}: {len(lost)} files belong to no image in {images}: {first_three(lost)}", stacklevel=2)
     targets = {
         entry["file_name"]: Path(folder) / split / entry["file_name"] for entry in data["images"]
     }
@@ -314,6 +368,11 @@ def convert_dataset(
     return path
 
 # %% ../nbs/96_datasets.ipynb #f30234c8
+def _is_flat(box: Sequence[float], image: Mapping) -> bool:
+    "Whether a box has no area inside its image."
+    x, y, width, height = box
+    return min(x + width, image["width"]) <= max(x, 0) or min(y + height, image["height"]) <= max(y, 0)
+
 def check_split(
     data: str | os.PathLike,  # as `open_split` takes it
     split: str,
@@ -365,6 +424,15 @@ def check_split(
     an_image = Counter(a["image_id"] for a in objects)
     crowded = [f"image {i} has {count}" for i, count in an_image.items() if count > queries]
     if crowded: faults["queries"].append(f"more objects than {queries} queries: {first_three(crowded)}")
+    if not objects: faults["empty"].append("no image has an object")
+    flat = sum(_is_flat(a["bbox"], coco.imgs[a["image_id"]]) for a in objects)
+    if 2 * flat > len(objects): faults["boxes"].append(f"{flat} of {len(objects)} have no area inside their image")
+    times = Counter((a["image_id"], a["category_id"], *a["bbox"]) for a in objects)
+    again = [f"image {key[0]}, {list(key[2:])}" for key, count in times.items() if count > 1]
+    if again: report["notes"].append(f"the same box twice ({len(again)}): {first_three(again)}")
+    alike = defaultdict(list)
+    for name in dataset.id2label.values(): alike[" ".join(name.lower().split())].append(name)
+    report["notes"] += [f"names of classes that hardly differ: {names}" for names in alike.values() if len(names) > 1]
     sides = [math.sqrt(a["area"]) for a in objects]
     limits = {"small": (0, 32), "medium": (32, 96), "large": (96, math.inf)}
     report |= {
@@ -372,7 +440,7 @@ def check_split(
         "without objects": len(coco.imgs) - len(an_image), "most in an image": max(an_image.values(), default=0),
         "classes": {n: sum(a["category_id"] == i for a in objects) for i, n in dataset.id2label.items()},
         "by size": {name: sum(a <= side < b for side in sides) for name, (a, b) in limits.items()},
-        "sides": sides, "hashes": {key: group[0][0] for key, group in copies.items()},
+        "names": dataset.id2label, "sides": sides, "hashes": {key: group[0][0] for key, group in copies.items()},
         "faults": {kind: messages for kind, messages in faults.items() if messages},
     }
     return report
@@ -387,7 +455,8 @@ def format_report(report: Mapping[str, Any]) -> str:
         str
     """
     tables = "classes", "by size"
-    rows = [f"{k:18}{v:>7}" for k, v in report.items() if k not in ("faults", "notes", "sides", "hashes", *tables)]
+    other = "faults", "notes", "names", "sides", "hashes", *tables
+    rows = [f"{k:18}{v:>7}" for k, v in report.items() if k not in other]
     counts = [(f"{title}: {name}", count) for title in tables for name, count in report.get(title, {}).items()]
     rows += [f"{name:18}{count:7}" for name, count in counts]
     rows += [f"FAULT {kind} ({len(found)}): {first_three(found)}" for kind, found in report["faults"].items()]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, inference_mode
 
@@ -31,6 +32,7 @@ from .losses import gather_objects, rank_and_world
 from .mask_head import DetrForSegmentation
 from .post_processing import resize_masks, split_outputs, to_rle
 from .processor import DetrImageProcessor
+from .transforms import to_rgb_tensor
 
 # %% auto #0
 __all__ = [
@@ -74,18 +76,50 @@ def number_annotations(coco) -> Any:
         {"images": [], "categories": []} | coco.dataset | {"annotations": annotations}
     )
 
-def check_prediction(image_id: int, found: Mapping, wanted: Sequence[str]) -> None:
-    """`ValueError` for parts of different lengths, and for numbers that are not finite.
+def as_tensors(image_id: int, found: Mapping, wanted: Sequence[str]) -> dict[str, Tensor]:
+    """The wanted parts of a prediction as tensors on the CPU, halves as float32.
 
     Args:
         image_id (int)
         found (Mapping)
         wanted (Sequence[str])
+
+    Returns:
+        dict[str, Tensor]
+
+    Raises:
+        ValueError: for what is none.
+    """
+    tensors = {}
+    for name in wanted:
+        try: value = torch.as_tensor(found[name]).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = type(found[name]).__name__
+            raise ValueError(f"image {image_id}: {name} of the prediction are {kind}: want a tensor") from error
+        tensors[name] = value.float() if value.is_floating_point() and value.itemsize < 4 else value
+    return tensors
+
+def check_prediction(image_id: int, found: Mapping, wanted: Sequence[str], size: tuple) -> None:
+    """`ValueError` for parts of different lengths or shapes, and for numbers that are not finite.
+
+    Args:
+        image_id (int)
+        found (Mapping)
+        wanted (Sequence[str])
+        size (tuple)
     """
     lengths = {name: len(found[name]) for name in wanted}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"image {image_id}: the prediction has the lengths {lengths}: want one for all")
+    ends = {"scores": (), "labels": (), "boxes": (4,), "masks": size}  # of the shapes; a file may not say a size
     for name in wanted:
+        shape = tuple(found[name].shape)
+        if len(found[name]) and None not in ends[name] and (shape[-2:] if name == "masks" else shape[1:]) != ends[name]:
+            want = ", ".join(map(str, ("K", *ends[name])))
+            hint = " (target_sizes of the post-processing: the size in the file)" if name == "masks" else ""
+            raise ValueError(f"image {image_id}: {name} of the prediction have shape {shape}: want ({want}){hint}")
+        if name == "boxes" and len(found[name]) and (found[name][:, 2:] < found[name][:, :2]).any():
+            raise ValueError(f"image {image_id}: boxes of the prediction end before they begin: want x0, y0, x1, y1")
         if name != "masks" and not found[name].isfinite().all():
             raise ValueError(f"image {image_id}: {name} of the prediction are not finite: {found[name][:3].tolist()} …")
 
@@ -143,10 +177,10 @@ class CocoEvaluator:
             if int(image_id) not in self.coco.imgs:
                 raise ValueError(f"image {image_id} is not in the ground truth")
             check_keys(found, wanted, f"image {image_id}: the prediction")
-            check_prediction(image_id, found, wanted)
+            image, found = self.coco.imgs[int(image_id)], as_tensors(image_id, found, wanted)
+            check_prediction(image_id, found, wanted, (image.get("height"), image.get("width")))
             self.predictions[int(image_id)] = {
-                name: to_rle(found[name].flatten(0, -3) > 0.5)
-                if name == "masks" else found[name].detach().cpu().numpy()
+                name: to_rle(found[name].flatten(0, -3) > 0.5) if name == "masks" else found[name].numpy()
                 for name in wanted
             }
 
@@ -186,8 +220,8 @@ class CocoEvaluator:
         return tables if len(tables) > 1 else tables[self.iou_types[0]]
 
     def count(self, threshold: float) -> dict[str, float]:  # right, wrong, missed
-        """Answers over a score that are right (of the class of an object, with an IoU over 0.5, and
-        no second one for it) or wrong, and objects that were missed, of all classes.
+        """Answers over a score that are right (of the class of an object, with an IoU of at least
+        0.5, and no second one for it) or wrong, and objects that were missed, of all classes.
 
         Args:
             threshold (float)
@@ -199,7 +233,7 @@ class CocoEvaluator:
             ValueError: with hotcoco, which tells no matches.
         """
         if self.engine != "pycocotools": raise ValueError(f"counts with engine={self.engine!r}: want 'pycocotools'")
-        evaluation = self.coco_eval[self.iou_types[0]]
+        evaluation = self._evaluation(self.iou_types[0])
         rows = [row for row in evaluation.evalImgs if row and row["aRng"] == evaluation.params.areaRng[0]]
         right = wrong = 0
         for row in rows:
@@ -209,8 +243,12 @@ class CocoEvaluator:
         objects = sum(int((np.asarray(row["gtIgnore"]) == 0).sum()) for row in rows)
         return {"right": right, "wrong": wrong, "missed": objects - right}
 
+    def _evaluation(self, iou_type: str) -> Any:
+        if iou_type not in self.coco_eval: raise ValueError("nothing was accumulated: call accumulate first")
+        return self.coco_eval[iou_type]
+
     def _table(self, iou_type: str, verbose: bool, category_ids: Sequence[int] | None) -> dict[str, float]:
-        evaluation = self.coco_eval[iou_type]
+        evaluation = self._evaluation(iou_type)
         if category_ids is not None:
             # categories are evaluated apart from each other: the third axis, and the second
             evaluation = copy.copy(evaluation)
@@ -239,12 +277,32 @@ def thing_ids(coco) -> list[int] | None:
     return [category for category, thing in kinds.items() if thing] if told else None
 
 # %% ../nbs/33_evaluation.ipynb #d049a646
+def check_transforms(dataset, targets: Sequence[Mapping], sizes: Sequence[tuple[int, int]]) -> None:
+    """`ValueError` where a dataset's transforms change sizes or boxes: answers are compared with
+    those of the file.
+
+    Args:
+        dataset
+        targets (Sequence[Mapping])
+        sizes (Sequence[tuple[int, int]])
+    """
+    if getattr(dataset, "transforms", None) is None: return
+    for target, size in zip(targets, sizes):
+        name = target["image_id"]
+        image, entries = dataset.coco.imgs[name], target.get("annotations", target.get("segments_info", ()))
+        boxes, known = ([list(a["bbox"]) for a in some] for some in (entries, dataset.coco.imgToAnns[name]))
+        if size != (image["height"], image["width"]) or boxes != known:
+            raise ValueError(
+                f"image {name}: the dataset's transforms change its size or its boxes, and answers are compared with "
+                "those of the file: want a dataset without such transforms (the processor resizes)"
+            )
+
 @inference_mode()
 def run_model(
     model: Any,                       # pixel_values, pixel_mask → outputs
     dataset, processor: DetrImageProcessor, batch_size: int, progress: bool,
     threshold: float | None = None,   # of a query's best score: masks of the queries above it, by `model.predict`
-) -> Iterator:                        # (outputs, ids of the images, their target_sizes and pixel_mask), batch by batch
+) -> Iterator:                        # (outputs, targets of the dataset, target_sizes and pixel_mask), batch by batch
     """This process's share of a dataset through a model in evaluation mode.
 
     Args:
@@ -257,9 +315,12 @@ def run_model(
             `model.predict`
 
     Returns:
-        Iterator: (outputs, ids of the images, their target_sizes and pixel_mask), batch by batch
+        Iterator: (outputs, targets of the dataset, target_sizes and pixel_mask), batch by batch
     """
     from tqdm.auto import tqdm
+    if batch_size < 1: raise ValueError(f"batch_size={batch_size}: want at least 1")
+    if threshold is not None and not hasattr(model, "predict"):
+        raise ValueError(f"a threshold for masks, and {type(model).__name__} draws none: want a DetrForSegmentation")
     rank, world = rank_and_world()
     mine = range(rank, len(dataset), world)
     device = next((p.device for p in model.parameters()), "cpu")  # an exported model has none
@@ -271,10 +332,10 @@ def run_model(
             images, targets = zip(*(dataset[i] for i in mine[start : start + batch_size]))
             batch = processor.collate([processor.encode(image) for image in images]).to(device)
             frame = {
-                "target_sizes": [(image.height, image.width) for image in images],
+                "target_sizes": [tuple(to_rgb_tensor(image).shape[-2:]) for image in images],
                 "pixel_mask": batch.pixel_mask,
             }
-            yield predict(batch.pixel_values, batch.pixel_mask), [t["image_id"] for t in targets], frame
+            yield predict(batch.pixel_values, batch.pixel_mask), targets, frame
 
 # %% ../nbs/33_evaluation.ipynb #25444059
 def evaluate(
@@ -311,17 +372,22 @@ def evaluate(
     Raises:
         ValueError: for thresholds with hotcoco, which tells no matches.
     """
+    if not hasattr(dataset, "coco"):
+        raise TypeError(f"dataset is {type(dataset).__name__}: want a CocoDetection, CocoPanoptic or SceneDetection")
+    if "segm" in iou_types and isinstance(model, DetrForObjectDetection):
+        raise ValueError("iou_types has 'segm', and a detector draws no masks: want a DetrForSegmentation")
     evaluator = CocoEvaluator(dataset.coco, iou_types, engine)
     if thresholds and engine != "pycocotools":
         raise ValueError(f"thresholds with engine={engine!r}: want 'pycocotools'")
-    for outputs, image_ids, frame in run_model(
+    for outputs, targets, frame in run_model(
         model, dataset, processor, batch_size, progress, mask_threshold or None
     ):
+        check_transforms(dataset, targets, frame["target_sizes"])
         results: list[dict] = processor.post_process_object_detection(outputs, -1.0, **frame)
         if "segm" in evaluator.iou_types:
             for result, output in zip(results, split_outputs(outputs, **frame)):
                 result["masks"] = resize_masks(output.masks.float(), output.size, output.cells) > 0
-        evaluator.update(dict(zip(image_ids, results)))
+        evaluator.update({target["image_id"]: result for target, result in zip(targets, results)})
     evaluator.synchronize_between_processes()
     evaluator.accumulate()
     things = thing_ids(dataset.coco)
@@ -405,9 +471,9 @@ def _areas(ids: np.ndarray) -> dict[int, int]:
     return {int(i): int(n) for i, n in zip(*np.unique(ids, return_counts=True))}
 
 def compare_segments(
-    true_ids: np.ndarray,               # (H, W) int64; 0 is nobody's
+    true_ids: np.ndarray,               # (H, W) whole numbers; 0 is nobody's, unless it is listed
     true_segments: Sequence[Mapping],   # id, category_id, iscrowd
-    found_ids: np.ndarray,              # (H, W) int64
+    found_ids: np.ndarray,              # (H, W) whole numbers
     found_segments: Sequence[Mapping],  # id, category_id
 ) -> dict[int, Quality]:                # by category
     """Panoptic quality's counts for one image (Kirillov et al., 2019). Segments of a class match
@@ -415,9 +481,9 @@ def compare_segments(
     mostly on one of its class, or on nobody's pixels, is not counted.
 
     Args:
-        true_ids (np.ndarray): (H, W) int64; 0 is nobody's
+        true_ids (np.ndarray): (H, W) whole numbers; 0 is nobody's, unless it is listed
         true_segments (Sequence[Mapping]): id, category_id, iscrowd
-        found_ids (np.ndarray): (H, W) int64
+        found_ids (np.ndarray): (H, W) whole numbers
         found_segments (Sequence[Mapping]): id, category_id
 
     Returns:
@@ -430,6 +496,7 @@ def compare_segments(
         raise ValueError(
             f"the truth has shape {true_ids.shape}, the prediction {found_ids.shape}: want the same"
         )
+    true_ids, found_ids = (np.asarray(ids).astype(np.int64) for ids in (true_ids, found_ids))
     true_area, found_area = _areas(true_ids), _areas(found_ids)
     bare = {s["id"] for s in true_segments} - true_area.keys() | {
         s["id"] for s in found_segments
@@ -441,8 +508,10 @@ def compare_segments(
     crowds = {s["category_id"]: s["id"] for s in true_segments if s.get("iscrowd", 0)}
     truth = {s["id"]: s["category_id"] for s in true_segments if not s.get("iscrowd", 0)}
     found = {s["id"]: s["category_id"] for s in found_segments}
+    if any(s["id"] == 0 for s in true_segments): nobodys = Counter()  # the number 0 is a segment here
+    else: nobodys = Counter({f: n for (t, f), n in overlap.items() if t == 0})
     ious = {
-        (t, f): n / (true_area[t] + found_area[f] - n - overlap[0, f])
+        (t, f): n / (true_area[t] + found_area[f] - n - nobodys[f])
         for (t, f), n in overlap.items() if t in truth and f in found and truth[t] == found[f]
     }
     matched = {pair: iou for pair, iou in ious.items() if iou > 0.5}
@@ -452,7 +521,7 @@ def compare_segments(
     for t in truth.keys() - {t for t, _ in matched}:
         result[truth[t]] += Quality(fn=1)
     for f in found.keys() - {f for _, f in matched}:
-        if overlap[0, f] + overlap[crowds.get(found[f], -1), f] <= found_area[f] / 2:
+        if nobodys[f] + overlap[crowds.get(found[f], -1), f] <= found_area[f] / 2:
             result[found[f]] += Quality(fp=1)
     return dict(result)
 
@@ -582,7 +651,7 @@ class PanopticEvaluator:
             if image_id not in self.annotations:
                 raise ValueError(f"image {image_id} is not in the ground truth")
             segments = [
-                {"id": s["id"], "category_id": s["category_id"] if "category_id" in s else s["label_id"]}
+                {"id": int(s["id"]), "category_id": int(s["category_id"] if "category_id" in s else s["label_id"])}
                 for s in prediction["segments_info"]
             ]
             if unknown := sorted({s["category_id"] for s in segments} - known):
@@ -671,12 +740,13 @@ def evaluate_panoptic(
         dict[str, dict]
     """
     evaluator = PanopticEvaluator(dataset.ann_file, dataset.masks_path, output_dir)
+    evaluator.annotations = {a["image_id"]: a for a in dataset.annotations}  # without those that it left out
     stuff = {c["id"] for c in dataset.data["categories"] if not c["isthing"]}
-    for outputs, image_ids, frame in run_model(model, dataset, processor, batch_size, progress, threshold):
+    for outputs, targets, frame in run_model(model, dataset, processor, batch_size, progress, threshold):
         results = processor.post_process_panoptic_segmentation(
             outputs, threshold, label_ids_to_fuse=stuff, **frame
         )
-        evaluator.update([result | {"image_id": i} for i, result in zip(image_ids, results)])
+        evaluator.update([result | {"image_id": t["image_id"]} for t, result in zip(targets, results)])
     evaluator.synchronize_between_processes()
     return evaluator.summarize()
 

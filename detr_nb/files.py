@@ -182,12 +182,10 @@ def to_rgb(
         least, most = int(numbers.min(initial=0)), int(numbers.max(initial=0))
         if least < 0 or most > 65535:
             raise ValueError(f"an image of whole numbers from {least} to {most} (mode I): want 0 to 65535")
-        if 0 < most < 256:
+        if 0 < most < 4096:  # eight, ten or twelve bits
             name = getattr(image, "filename", "") or "an image"  # Pillow keeps the name of what it opened
             found = f"{name}: sixteen bits (mode {image.mode}) with no number over {most}, which is nearly black"
-            warnings.warn(
-                f"{found}: if its numbers are of eight bits, save it as such (mode L)", stacklevel=2
-            )
+            warnings.warn(f"{found}: if it has fewer bits, scale them up, or save it in mode L", stacklevel=2)
         image = Image.fromarray((numbers // 257).astype(np.uint8))
     if image.mode == "La": image = image.convert("LA")  # which Pillow cannot do in one step
     return image.convert("RGB")
@@ -257,6 +255,8 @@ def read_image(
     try:
         with Image.open(path) as file:
             info = {"stored": file.size, "upright": upright_size(file), "orientation": orientation(file)}
+            pages = getattr(file, "n_frames", 1) if file.format != "MPO" else 1  # a camera's second view is no page
+            if pages > 1: warnings.warn(f"{path}: {pages} pages, of which the first is read", stacklevel=2)
             image = convert(
                 file if size is not None and info["upright"] != size == file.size else upright(file)
             )

@@ -127,9 +127,8 @@ def init_class_head(
     new_head, old_head = (m.class_labels_classifier for m in models)
     known = old.config.id2label
     same = {name: i for i, name in known.items() if name != "N/A"}
-    things = [
-        i for i, name in known.items() if name != "N/A" and i not in (old.config.stuff_ids or ())
-    ]
+    named = [i for i, name in known.items() if name != "N/A"]
+    things = [i for i in named if i not in (old.config.stuff_ids or ())] or named
     unused = [i for i, name in known.items() if name == "N/A"]
     for new, values, lower in ((new_head.weight, old_head.weight, 0), (new_head.bias, old_head.bias, 10)):
         mean = values[things].mean(0)
@@ -355,6 +354,8 @@ def review_answers(
         ValueError: for a threshold outside 0…1.
     """
     if not 0 <= threshold <= 1: raise ValueError(f"threshold={threshold!r}: want a number from 0 to 1")
+    if not hasattr(dataset, "coco") or isinstance(dataset, CocoPanoptic):
+        raise TypeError(f"dataset is {type(dataset).__name__}: want a CocoDetection or a SceneDetection")
     detector, reviewed = getattr(model, "detr", model), []
     counts: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     chosen = set(np.linspace(0, len(dataset) - 1, min(max(draw, 0), len(dataset))).round().astype(int).tolist())

@@ -130,7 +130,8 @@ def post_process_object_detection(
     """
     check_numbers(outputs, threshold=threshold)
     scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)
-    boxes = scale_boxes(outputs.pred_boxes, target_sizes, pixel_mask)
+    boxes = outputs.pred_boxes.float() if outputs.pred_boxes.itemsize < 4 else outputs.pred_boxes
+    boxes = scale_boxes(boxes, target_sizes, pixel_mask)
     return [
         {"scores": s[s > threshold], "labels": c[s > threshold], "boxes": b[s > threshold]}
         for s, c, b in zip(scores, labels, boxes)

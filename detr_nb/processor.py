@@ -269,7 +269,8 @@ def convert_batch(
     batch: BatchFeature,        # tensors; images that are not padded as a list of them
     return_tensors: str | None, # "pt", "np" or None
 ) -> BatchFeature:
-    """A batch as the user asks for it: stacked tensors, stacked arrays, or what it is.
+    """A batch as the user asks for it: stacked tensors, stacked arrays, or tensors that are stacked
+    where their sizes are equal.
 
     Args:
         batch (BatchFeature): tensors; images that are not padded as a list of them
@@ -283,14 +284,14 @@ def convert_batch(
     """
     if return_tensors not in ("pt", "np", None):
         raise ValueError(f"return_tensors={return_tensors!r}: want 'pt', 'np' or None")
-    if return_tensors is None: return batch
     if not isinstance(batch.pixel_values, Tensor):
         if len({image.shape for image in batch.pixel_values}) > 1:
+            if return_tensors is None: return batch
             raise ValueError(
                 "do_pad=False with images of different sizes cannot be stacked: pass return_tensors=None"
             )
         batch = BatchFeature(batch, pixel_values=torch.stack(batch.pixel_values))
-    return batch if return_tensors == "pt" else BatchFeature(map_tensors(Tensor.numpy, batch))
+    return BatchFeature(map_tensors(Tensor.numpy, batch)) if return_tensors == "np" else batch
 
 # %% ../nbs/32_processor.ipynb #6ef156a1
 def as_list_pairs(
@@ -314,8 +315,8 @@ def as_list_pairs(
     if not one and not isinstance(images, (list, tuple, np.ndarray, Tensor)):
         found = type(images).__name__
         raise TypeError(f"images is {found}: want a PIL image, an array, a tensor, a path, or a list of them")
-    images = [images] if one else list(images)
-    images = [read_image(image) if isinstance(image, (str, os.PathLike)) else image for image in images]
+    many: Any = [images] if one else images
+    images = list(many)
     if not images: raise ValueError("images is empty: want at least one image")
     if annotations is None: return images, None
     if not isinstance(annotations, (dict, list, tuple)):
@@ -351,8 +352,8 @@ def warn_of_range(
     if rescale and pixels.is_floating_point() and (pixels.min() < 0 or 0 < pixels.max() <= 1):
         warnings.warn(
             f"an image of floating point numbers from {pixels.min():.3g} to {pixels.max():.3g} is divided by "
-            f"{1 / factor:.5g}: it looks as if it had been rescaled or normalised before. If so, pass do_rescale=False, and "
-            "do_normalize=False where it was normalised", stacklevel=4,
+            f"{1 / factor:.5g}: it looks as if it had been rescaled or normalised before. If so, pass "
+            "do_rescale=False, and do_normalize=False where it was normalised", stacklevel=4,
         )
     if normalize and not rescale and pixels.max() > 2:
         warnings.warn(
@@ -398,7 +399,7 @@ class DetrImageProcessor:
         image_std (float | Sequence[float]): Defaults to IMAGENET_STD.
         do_convert_annotations (bool | None): boxes as centre and size in 0…1: as do_normalize
         do_pad (bool): Defaults to True.
-        pad_size (int | Sequence[int] | dict[str, int] | None): height and width of every canvas
+        pad_size (Any): height and width of every canvas: a dictionary, a pair, or one number
         format (str): of annotations: this or "coco_panoptic". Defaults to "coco_detection".
         box_frame (str): what 0…1 of a box runs over: this, or the padded "canvas". Defaults to
             "image".
@@ -422,7 +423,7 @@ class DetrImageProcessor:
         image_std: float | Sequence[float] = IMAGENET_STD,
         do_convert_annotations: bool | None = None,  # boxes as centre and size in 0…1: as do_normalize
         do_pad: bool = True,
-        pad_size: int | Sequence[int] | dict[str, int] | None = None,  # height and width of every canvas
+        pad_size: Any = None,                   # height and width of every canvas: a dictionary, a pair, or one number
         format: str = "coco_detection",         # of annotations: this or "coco_panoptic"
         box_frame: str = "image",               # what 0…1 of a box runs over: this, or the padded "canvas"
         resample: int = 2,                      # how images are resized: 2 bilinear, 3 bicubic
@@ -435,7 +436,7 @@ class DetrImageProcessor:
         self.box_frame, self.resample = box_frame, resample
         for name, allowed in (("format", FORMATS), ("box_frame", ("image", "canvas")), ("resample", RESAMPLE)):
             if (value := getattr(self, name)) not in allowed:
-                names = f" ({', '.join(allowed.values())})" if name == "resample" else ""
+                names = f" ({' or '.join(RESAMPLE.values())})" if name == "resample" else ""
                 raise ValueError(f"{name}={value!r}: want {' or '.join(map(repr, allowed))}{names}")
         flags = dict(
             do_resize=do_resize, do_rescale=do_rescale, do_normalize=do_normalize, do_pad=do_pad
@@ -443,7 +444,7 @@ class DetrImageProcessor:
         for name, value in {**flags, "do_convert_annotations": do_convert_annotations}.items():
             if not isinstance(value, (bool, np.bool_)) and (name in flags or value is not None):
                 raise ValueError(f"{name}={value!r}: want True or False")
-        if is_edge(pad_size): pad_size = (pad_size, pad_size)
+        if is_edge(pad_size): pad_size = dict.fromkeys(("height", "width"), pad_size)
         if isinstance(pad_size, (list, tuple)) and len(pad_size) == 2:
             pad_size = dict(zip(("height", "width"), pad_size))
         if pad_size is not None and (
@@ -567,7 +568,7 @@ class DetrImageProcessor:
 
     def encode(
         self,
-        image: Image.Image | np.ndarray | Tensor,
+        image: Any,                               # PIL, array, tensor or path
         target: dict[str, Tensor] | None = None,  # boxes (T, 4) corners in pixels, masks (T, H, W)
         channels_first: bool | None = None,       # of an array; None: decided by the shape
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
@@ -575,7 +576,7 @@ class DetrImageProcessor:
         so, and its target, boxes as centre and size relative to it.
 
         Args:
-            image (Image.Image | np.ndarray | Tensor)
+            image (Any): PIL, array, tensor or path
             target (dict[str, Tensor] | None): boxes (T, 4) corners in pixels, masks (T, H, W)
             channels_first (bool | None): of an array; None: decided by the shape
 
@@ -585,16 +586,32 @@ class DetrImageProcessor:
         Raises:
             ValueError: for an image without pixels.
         """
-        pixels, target = self.resize_image(self._to_tensor(image, channels_first), target)
+        pixels, target = self.resize_image(self.to_tensor(image, channels_first), target)
         change = pixel_change(self, pixels.device)
         if change is not None:
             place = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
             pixels = place_pixels(place, pixels, change)
         return pixels, target
 
-    def _to_tensor(self, image: Any, channels_first: bool | None) -> Tensor:
-        "`to_rgb_tensor`; sixteen bits are scaled to eight where the processor expects eight."
-        return to_rgb_tensor(image, channels_first, self.do_rescale and abs(255 * self.rescale_factor - 1) < 0.01)
+    def to_tensor(
+        self,
+        image: Any,                          # PIL, array, tensor or path
+        channels_first: bool | None = None,  # of an array; None: decided by the shape
+    ) -> Tensor:                             # (3, H, W)
+        """An image in its own numbers; sixteen bits scaled to eight, unless `rescale_factor` is
+        made for other numbers.
+
+        Args:
+            image (Any): PIL, array, tensor or path
+            channels_first (bool | None): of an array; None: decided by the shape
+
+        Returns:
+            Tensor: (3, H, W)
+        """
+        eight_bits = self.do_rescale and abs(255 * self.rescale_factor - 1) < 0.01
+        if isinstance(image, (str, os.PathLike)):
+            image = read_image(image) if eight_bits else read_image(image, Image.Image.copy)
+        return to_rgb_tensor(image, channels_first, eight_bits)
 
     def resize_image(
         self,
@@ -639,7 +656,7 @@ class DetrImageProcessor:
             BatchFeature
         """
         images, targets = zip(*items)
-        canvas = self.pad_size and (self.pad_size["height"], self.pad_size["width"])
+        canvas = None if self.pad_size is None else (self.pad_size["height"], self.pad_size["width"])
         batch = BatchFeature(zip(self.model_input_names, pad_images(images, canvas, change)))
         if targets[0] is None: return batch
         height, width = batch.pixel_mask.shape[1:]
@@ -663,7 +680,7 @@ class DetrImageProcessor:
         annotations=None,                      # COCO's, one dict an image, with the keys of `FORMATS`
         return_segmentation_masks: bool | None = None,  # None: of panoptic annotations only
         masks_path: str | os.PathLike | None = None,    # folder of the panoptic PNGs
-        return_tensors: str | None = None,     # "pt" or "np": a stacked batch; None: tensors, a list if not padded
+        return_tensors: str | None = None,     # "pt" or "np": a stacked batch; None: tensors, stacked if they can be
         input_data_format: str | None = None,  # "channels_first" or "channels_last"; None: decided by the shape
         data_format: str = "channels_first",   # of pixel_values, the only one
         **changes,                             # of the processor's own settings, for this call; None: as it is
@@ -676,8 +693,8 @@ class DetrImageProcessor:
             annotations: COCO's, one dict an image, with the keys of `FORMATS`
             return_segmentation_masks (bool | None): None: of panoptic annotations only
             masks_path (str | os.PathLike | None): folder of the panoptic PNGs
-            return_tensors (str | None): "pt" or "np": a stacked batch; None: tensors, a list if not
-                padded
+            return_tensors (str | None): "pt" or "np": a stacked batch; None: tensors, stacked if
+                they can be
             input_data_format (str | None): "channels_first" or "channels_last"; None: decided by
                 the shape
             data_format (str): of pixel_values, the only one. Defaults to "channels_first".
@@ -702,7 +719,7 @@ class DetrImageProcessor:
                 f"show them; the first is image {turned[0]}. Boxes, masks and target_sizes refer to the upright image",
                 stacklevel=2,
             )
-        tensors = [processor._to_tensor(image, channels_first) for image in images]
+        tensors = [processor.to_tensor(image, channels_first) for image in images]
         targets = [None] * len(images) if annotations is None else read_annotations(
             [pixels.shape[1:] for pixels in tensors], annotations, processor.format, return_segmentation_masks,
             masks_path,
@@ -716,7 +733,7 @@ class DetrImageProcessor:
             items = [
                 processor.encode(pixels, target, True) for pixels, target in zip(tensors, targets)
             ]
-            labels = {} if annotations is None else {"labels": [BatchFeature(target) for _, target in items]}
+            labels = {} if annotations is None else {"labels": [BatchFeature(target or {}) for _, target in items]}
             batch = BatchFeature(pixel_values=[pixels for pixels, _ in items], **labels)
         return convert_batch(batch, return_tensors)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import random
 import signal
 import sys
@@ -267,23 +268,24 @@ def own_folder(
 
 # %% ../nbs/99_runs.ipynb #badday411
 class Stopped(SystemExit):
-    """A training was stopped by SIGTERM and saved; it ends the program with exit code 75 unless it
-    is caught.
+    """A training was stopped and saved. It ends the program with exit code 75 (SIGTERM) or 130
+    (Ctrl-C) unless it is caught.
 
     Args:
         step (int)
         path (Path)
         rank (int): Defaults to 0.
+        interrupted (bool): Defaults to False.
     """
-    def __init__(self, step: int, path: Path, rank: int = 0):
-        super().__init__(75)
+    def __init__(self, step: int, path: Path, rank: int = 0, interrupted: bool = False):
+        super().__init__(130 if interrupted else 75)
         if rank == 0: print(f"stopped at step {step} and saved {path}: go on with --resume", file=sys.stderr)
 
 # %% ../nbs/99_runs.ipynb #inner4102
 @contextmanager
 def watch_sigterm() -> Iterator[list[int]]:
-    """A list that a SIGTERM is put into while the block runs, in place of ending the program (in
-    the main thread only).
+    """A list that a SIGTERM, or the first Ctrl-C, is put into while the block runs, in place of
+    ending the program (in the main thread only). The second Ctrl-C ends it.
 
     Returns:
         Iterator[list[int]]
@@ -292,9 +294,33 @@ def watch_sigterm() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+        if number != signal.SIGINT: return
+        print("Ctrl-C: this step is finished and saved; once more ends the program at once", file=sys.stderr)
+        signal.signal(number, before[number])
+
+    for number in before: signal.signal(number, note)
     try: yield came
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        for number, handler in before.items(): signal.signal(number, handler)
+
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Whatever draws random numbers outside of the block goes on as if nothing had been drawn in
+    it.
+
+    Returns:
+        Iterator[None]
+    """
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try: yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 def ignore_sigterm(worker: int) -> None:
     """For a process that prepares images: the one that trains decides when to stop.
@@ -302,7 +328,7 @@ def ignore_sigterm(worker: int) -> None:
     Args:
         worker (int)
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, signal.SIG_IGN)
 
 # %% ../nbs/99_runs.ipynb #badday412
 def find_collapse(
@@ -366,7 +392,11 @@ def draw_batch(
         processor (Any): a `DetrImageProcessor`, whose mean and deviation are taken back
         id2label (dict[int, str] | None)
     """
-    batch = torch.load(path, weights_only=True)
+    try: batch = torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: want a batch that a training saved ({str(error).splitlines()[0]})") from error
+    if not isinstance(batch, dict) or not {"pixel_values", "pixel_mask", "labels"} <= batch.keys():
+        raise ValueError(f"{path}: want a batch that a training saved (pixel_values, pixel_mask, labels)")
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
     axes = grid(len(batch["labels"]), columns=4, size=2.2)
     for pixels, mask, target, ax in zip(batch["pixel_values"], batch["pixel_mask"], batch["labels"], axes):

@@ -25,10 +25,9 @@ from .boxes import masks_to_boxes
 from .checkpoints import WEIGHT_FILES
 from .config import DetrConfig
 from .detector import DetrForObjectDetection, DetrObjectDetectionOutput, evaluating
-from .files import read_image
 from .mask_head import DetrForSegmentation, DetrSegmentationOutput
-from .processor import DetrImageProcessor
-from .transforms import to_rgb_tensor
+from .post_processing import check_numbers
+from .processor import DetrImageProcessor, map_tensors
 
 TASKS = "detection", "instance", "panoptic", "semantic"
 
@@ -520,8 +519,9 @@ def predict(
     """What is on images, in their own pixels; one dict an image. Detection: `scores` (K,), `labels`
     (K,) and `boxes` (K, 4; corners), in the order of the queries. The others: `segmentation` (H,
     W), each pixel's segment (`semantic`: each pixel's class), and `segments_info`: id, category_id,
-    label, score, area, bbox (x, y, width, height). Masks of instances and panoptic maps are drawn
-    only for queries that score higher than the threshold, except by an exported model.
+    label, area, bbox (x, y, width, height), and score (not of `semantic`). Masks of instances and
+    panoptic maps are drawn only for queries that score higher than the threshold, except by an
+    exported model.
 
     Args:
         images (Any): one image or a list: PIL, arrays, tensors, paths of files
@@ -541,6 +541,7 @@ def predict(
     """
     if task not in TASKS: raise ValueError(f"task={task!r}: want {', '.join(map(repr, TASKS))}")
     if batch_size < 1: raise ValueError(f"batch_size={batch_size!r}: want at least 1")
+    check_numbers(None, threshold=threshold)
     if isinstance(model, (str, os.PathLike)):
         model, own = load_model(model, task)
         processor = processor or own
@@ -551,9 +552,6 @@ def predict(
     results = []
     with evaluating(model):
         for start in tqdm(range(0, len(images), batch_size), "predict", disable=not progress, delay=2, leave=False):
-            part = [
-                to_rgb_tensor(read_image(image) if isinstance(image, (str, os.PathLike)) else image)
-                for image in images[start : start + batch_size]
-            ]
+            part = [processor.to_tensor(image) for image in images[start : start + batch_size]]
             results += predict_batch(model, processor, part, task, threshold)
-    return results
+    with torch.inference_mode(False): return map_tensors(Tensor.clone, results)  # ordinary tensors

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,27 +22,26 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import check_categories
-from detr_nb.data import (
-    SceneDetection, detection_target, is_number, is_whole, panoptic_target,
-)
+from .data import CocoPanoptic, SceneDetection, detection_target, is_number, is_whole, panoptic_target
 from detr_nb.detector import (
     DetrForObjectDetection, evaluating, image_tokens, learned_states, predict_from, transform,
 )
-from .evaluation import metrics
+from .evaluation import CocoEvaluator, metrics
 from .files import Log, atomic
 from .losses import Divisors, gather_objects, rank_and_world
 from .mask_head import DetrForSegmentation
 from .pretraining import init_scenes_detector, scenes_processor
-from .processor import BatchFeature, DetrImageProcessor
+from .processor import BatchFeature, DetrImageProcessor, map_tensors
 from detr_nb.runs import (
     StepSampler, Stopped, aspect_ratios, compare_runs, describe_run, find_checkpoint, find_collapse, ignore_sigterm,
-    own_folder, warn_of_crowded, watch_sigterm,
+    own_folder, own_random_numbers, warn_of_crowded, watch_sigterm,
 )
 from .transforms import random_flips, random_scale, to_rgb_tensor
 
@@ -172,7 +172,9 @@ class Recipe:
 
     def __post_init__(self):
         for name, (wanted, fits) in _RECIPE_RULES.items():
-            if not fits(value := getattr(self, name)): raise ValueError(f"{name}={value!r}: want {wanted}")
+            value = getattr(self, name)
+            if isinstance(value, np.generic): object.__setattr__(self, name, value := value.item())
+            if not fits(value): raise ValueError(f"{name}={value!r}: want {wanted}")
 
 # %% ../nbs/41_training.ipynb #recip412
 _positive = "a number over 0", lambda value: is_number(value) and value > 0
@@ -380,6 +382,8 @@ class TrainingImages(Dataset):
         self.recipe = recipe
         self.masks = masks
         self.room, self.kept = cache * 1e9, {}
+        if recipe.augment is True and not processor.do_resize:
+            raise ValueError('augment=True changes sizes, do_resize=False keeps them: want augment="flips" or False')
         # the augmentation chooses the size
         self.processor.do_resize = processor.do_resize and recipe.augment is not True
 
@@ -414,7 +418,8 @@ class TrainingImages(Dataset):
         rng = random.Random(self.recipe.seed * 1_000_003 + number)
         if self.recipe.augment == "flips": return self.processor.encode(*random_flips(image, target, rng))
         size = self.processor.size
-        longest, shortest = size.get("longest_edge", 1333), size.get("shortest_edge", size.get("height", 800))
+        longest, shortest = size.get("longest_edge", 1333), size.get("shortest_edge", 800)
+        if "shortest_edge" not in size: shortest, longest = sorted(size.values())
         return self.processor.encode(*random_scale(image, target, rng, longest, shortest))
 
 # %% ../nbs/41_training.ipynb #a2b3b4b9
@@ -623,13 +628,15 @@ def not_finite(state: TrainState, batch: BatchFeature, what: str) -> FloatingPoi
     Returns:
         FloatingPointError
     """
+    batch = BatchFeature(batch)
     images = [int(target["image_id"]) for target in batch.labels if "image_id" in target]
     kept = state.path is not None and state.path.exists()
     message = f"step {state.step + 1}, images {images}: {what}; "
     message += f"the last checkpoint is {state.path}" if kept else "there is no checkpoint yet"
     if state.path is not None and state.path.parent.is_dir():
         path = state.path.parent / f"bad_batch_{state.step + 1}_{rank_and_world()[0]}.pt"
-        with atomic(path) as part: torch.save(dict(BatchFeature(batch).to("cpu")), part)
+        saved = BatchFeature(batch).to("cpu").data | {"labels": [dict(target) for target in batch.labels]}
+        with atomic(path) as part: torch.save(map_tensors(Tensor.cpu, saved), part)
         message += f". The batch was saved: `detr-nb data show-batch {path}` draws it"
     return FloatingPointError(message)
 
@@ -671,7 +678,7 @@ def warn_of_rates(recipe: Recipe, images: int) -> None:
     )
 
 def check_run(
-    detector: DetrForObjectDetection | DetrForSegmentation, dataset: Any, recipe: Recipe,
+    detector: DetrForObjectDetection | DetrForSegmentation, dataset: Any, recipe: Recipe, val: Any = None,
 ) -> int:             # the length of the run in steps
     """What can be known before the first step.
 
@@ -679,6 +686,7 @@ def check_run(
         detector (DetrForObjectDetection | DetrForSegmentation)
         dataset (Any)
         recipe (Recipe)
+        val (Any)
 
     Returns:
         int: the length of the run in steps
@@ -686,9 +694,15 @@ def check_run(
     Raises:
         ValueError: where model, data and recipe do not fit.
     """
-    check_categories(detector.config, dataset.id2label)
+    masks = isinstance(detector, DetrForSegmentation)
+    for name, data in [("dataset", dataset)] + ([] if val is None else [("val", val)]):
+        if not hasattr(data, "id2label"):
+            raise TypeError(f"{name} is {type(data).__name__}: want a CocoDetection, CocoPanoptic or SceneDetection")
+        check_categories(detector.config, data.id2label)
+        if not len(data): raise ValueError(f"{name} is empty: want at least one image")
+        if masks and hasattr(data, "check_masks"): data.check_masks()
+    if val is not None and not (masks and isinstance(val, CocoPanoptic)): CocoEvaluator(val.coco)  # looks at all boxes
     steps = count_steps(recipe, len(dataset))
-    if isinstance(detector, DetrForSegmentation) and hasattr(dataset, "check_masks"): dataset.check_masks()
     warn_of_crowded(detector.config.num_queries, dataset)
     warn_of_rates(recipe, len(dataset))
     return steps
@@ -895,7 +909,7 @@ class RunReport:
             name: value for name, value in asdict(state.recipe).items() if value is not None
         }
         if self.trackers: accelerator.init_trackers("events", settings)
-        if self.callback and state.step == 0: self.callback(0, state.eval_model)
+        if state.step == 0: self.call_back()
 
     def write(self, lr: float, evaluate: bool) -> float:  # the mean loss since the last row
         """A row of log.csv and of the trackers, where `evaluate` is set with what the model finds
@@ -946,7 +960,12 @@ class RunReport:
         self.collapsed = warn_of_collapse(
             self.state.eval_model, batch, self.collapsed, self.state.step
         )
-        if self.callback: self.callback(self.state.step, self.state.eval_model)
+        self.call_back()
+
+    def call_back(self) -> None:
+        "The user's own look. Modes that it changes are changed back."
+        if self.callback is None: return
+        with evaluating(self.state.eval_model): self.callback(self.state.step, self.state.eval_model)
 
 # %% ../nbs/41_training.ipynb #5c50536c
 def train(
@@ -997,30 +1016,33 @@ def train(
     from accelerate.utils import set_seed
     from tqdm.auto import tqdm
     out, processor = Path(out), processor or DetrImageProcessor()
-    path, steps = find_checkpoint(out, resume), check_run(detector, dataset, recipe)
+    if stop_after is not None and stop_after < 1: raise ValueError(f"stop_after={stop_after}: want at least 1")
+    path, steps = find_checkpoint(out, resume), check_run(detector, dataset, recipe, val)
     masks = isinstance(detector, DetrForSegmentation)
     accelerator = make_accelerator(recipe.batch_size, recipe.accumulate, masks, log_with, out)
-    set_seed(recipe.seed)
-    state = TrainState(detector, recipe, steps, accelerator.device, path)
-    model, optimizer = accelerator.prepare(state.learner.train(), state.optimizer)
-    state.run = describe_run(detector, dataset, processor)
-    if resume: state.load(path)
-    last, due = min(steps, stop_after or steps, recipe.stop or steps), evaluation_steps(recipe, steps)
-    first, stopped = accelerator.is_main_process, False
-    with own_folder(out, accelerator.process_index), watch_sigterm() as came:
-        report = RunReport(state, out, processor, val, accelerator, log_with, callback)
-        batches = load_batches(state, last, dataset, processor, accelerator, workers, cache)
-        for batch in (bar := tqdm(batches, "train", steps, leave=False, initial=state.step, disable=not first)):
-            lr = float(state.schedule.get_last_lr()[0])
-            state.note(train_step(state, model, optimizer, batch, accelerator))
-            evaluated, stopped = state.step in due, in_any_process(bool(came), accelerator)
-            if evaluated or state.step <= 20 or state.step % 20 == 0:
-                bar.set_postfix(loss=f"{report.write(lr, evaluated):.3f}")
-            if evaluated: report.look(batch[-1])
-            if evaluated or stopped or state.step % 500 == 0 or state.step == last:
-                save_run(state, path, processor, keep)
-            if stopped or (evaluated and state.out_of_patience): break
-        accelerator.wait_for_everyone()
-        if log_with: accelerator.end_training()
-        if stopped: raise Stopped(state.step, path, accelerator.process_index)
+    with own_random_numbers():
+        set_seed(recipe.seed)
+        state = TrainState(detector, recipe, steps, accelerator.device, path)
+        model, optimizer = accelerator.prepare(state.learner.train(), state.optimizer)
+        state.run = describe_run(detector, dataset, processor)
+        if resume: state.load(path)
+        last, due = min(steps, stop_after or steps, recipe.stop or steps), evaluation_steps(recipe, steps)
+        if state.out_of_patience: last = state.step  # of a run that is taken up again
+        first, stopped = accelerator.is_main_process, False
+        with own_folder(out, accelerator.process_index), watch_sigterm() as came:
+            report = RunReport(state, out, processor, val, accelerator, log_with, callback)
+            batches = load_batches(state, last, dataset, processor, accelerator, workers, cache)
+            for batch in (bar := tqdm(batches, "train", steps, leave=False, initial=state.step, disable=not first)):
+                lr = float(state.schedule.get_last_lr()[0])
+                state.note(train_step(state, model, optimizer, batch, accelerator))
+                evaluated, stopped = state.step in due, in_any_process(bool(came), accelerator)
+                if evaluated or state.step <= 20 or state.step % 20 == 0:
+                    bar.set_postfix(loss=f"{report.write(lr, evaluated):.3f}")
+                if evaluated: report.look(batch[-1])
+                if evaluated or stopped or state.step % 500 == 0 or state.step == last:
+                    save_run(state, path, processor, keep)
+                if stopped or (evaluated and state.out_of_patience): break
+            accelerator.wait_for_everyone()
+            if log_with: accelerator.end_training()
+            if stopped: raise Stopped(state.step, path, accelerator.process_index, interrupted=signal.SIGINT in came)
     return out / "model"

@@ -103,14 +103,15 @@ def test_kinds_of_input():
     for mode in ("RGBA", "P", "CMYK", "1", "LA"):
         assert processor(image.convert(mode), return_tensors="pt").pixel_values.shape == wanted.shape
     assert processor(image, return_tensors="np").pixel_values.dtype == np.float32
-    listed = processor([image, image])
+    assert processor([image, image]).pixel_values.equal(processor([image, image], return_tensors="pt").pixel_values)
+    listed = processor([image, image.rotate(90, expand=True)], do_pad=False)
     assert isinstance(listed.pixel_values, list) and len(listed.pixel_values) == 2
 
 
 def test_pad_and_create_pixel_mask():
     batch = DetrImageProcessor().pad_and_create_pixel_mask([torch.ones(3, 4, 6), torch.ones(3, 5, 2)], return_tensors="pt")
     assert batch.pixel_values.shape == (2, 3, 5, 6) and batch.pixel_mask.sum((1, 2)).tolist() == [24, 10]
-    assert isinstance(DetrImageProcessor().pad_and_create_pixel_mask([torch.ones(3, 4, 6)]).pixel_mask, list)
+    assert DetrImageProcessor().pad_and_create_pixel_mask([torch.ones(3, 4, 6)]).pixel_mask.shape == (1, 4, 6)
 
 
 def test_real_images(coco_sample):

@@ -151,6 +151,7 @@ def test_train_is_a_loop_over_parts():
     from detr_nb import training
     source = inspect.getsource(training.train).splitlines()
     body = source[next(i for i, line in enumerate(source) if line.strip() == "from accelerate.utils import set_seed") :]
-    start = next(i for i, line in enumerate(body) if line.startswith("        for batch in "))
-    loop = [line for line in body[start + 1 :] if line.startswith("            ")]
-    assert len(loop) <= 12 and len(body) <= 35
+    start = next(i for i, line in enumerate(body) if line.lstrip().startswith("for batch in "))
+    inside = body[start][: -len(body[start].lstrip())] + "    "
+    loop = [line for line in body[start + 1 :] if line.startswith(inside)]
+    assert 5 < len(loop) <= 12 and len(body) <= 35

@@ -112,7 +112,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "the processor's shortest edge is not asked", "training", "augmented_images_have_the_sizes_of_their_processor",
-        'size.get("shortest_edge", size.get("height", 800))', "800",
+        'size.get("shortest_edge", 800)', "800",
     ),
     (
         "augmented images are resized again", "training", "augmented_images_have_the_sizes_of_their_processor",
