@@ -591,7 +591,7 @@ def train_command(
     """Train a detector, or masks, on a COCO folder.
 
     Run it under `torchrun` or `accelerate launch` for several processes. After SIGTERM it saves and ends with exit code
-    75; --resume goes on."""
+    75, after Ctrl-C with 130; --resume goes on."""
     if frozen_detector and model:
         raise typer.BadParameter(
             "give one of --frozen-detector and --model", param_hint="--frozen-detector"

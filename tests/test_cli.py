@@ -268,7 +268,7 @@ def test_label_files_beside_the_images(photos):
     for name in ("a.xml", "b.txt"): (photos / name).write_text("x")
     images = [p for p in photos.iterdir() if p.suffix in (".png", ".jpg", ".webp")]
     result = run("detect", str(photos), "--model", "scenes", "--json")
-    assert result.returncode == 0 and "files that are not images (2): .txt, .xml" in result.stderr
+    assert result.returncode == 0 and "files that are not images (2): a.xml; b.txt" in result.stderr
     assert len(result.stdout.splitlines()) == len(images)
 
 

@@ -430,10 +430,11 @@ def test_row_26_numbers_of_numpy_are_numbers(box):
 
 
 def test_row_29_batches_move_as_torch_moves():
-    batch = DetrImageProcessor(size=32)(np.zeros((40, 50, 3), np.uint8), return_tensors="pt")
-    for moved in (batch.to("cpu", torch.float16), batch.to(dtype=torch.float16), batch.to(torch.float16), batch.to("cpu", torch.float16, non_blocking=True)):
-        assert moved.pixel_values.dtype == torch.float16 and moved.pixel_mask.dtype == torch.int64
-    assert batch.to(device="cpu").pixel_values.dtype == torch.float32
+    def make(): return DetrImageProcessor(size=32)(np.zeros((40, 50, 3), np.uint8), return_tensors="pt")
+    half = torch.float16
+    for moved in (make().to("cpu", half), make().to(dtype=half), make().to(half), make().to("cpu", half, non_blocking=True)):
+        assert moved.pixel_values.dtype == half and moved.pixel_mask.dtype == torch.int64
+    assert make().to(device="cpu").pixel_values.dtype == torch.float32
 
 
 def test_row_29_old_arguments_of_the_processor():

@@ -247,11 +247,11 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "ids without a category count as things", "own_data", "new_classes_begin_as_the_mean_of_the_old_things",
-        'if name != "N/A" and i not in', "if i not in",
+        'named = [i for i, name in known.items() if name != "N/A"]', "named = list(known)",
     ),
     (
         "stuff counts as things", "own_data", "new_classes_begin_as_the_mean_of_the_old_things",
-        " and i not in (old.config.stuff_ids or ())", "",
+        " if i not in (old.config.stuff_ids or ())", "",
     ),
     (
         "new classes begin as the sum", "own_data", "new_classes_begin_as_the_mean_of_the_old_things",
@@ -302,8 +302,8 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
         "numbers are stored as float16 unasked",
         "checkpoints",
         "dtype_of_the_file_is_as_asked",
-        "        if dtype is not None:\n            state = {k: v.to(dtype)",
-        "        if True:\n            state = {k: v.to(dtype or torch.float16)",
+        "        if dtype is not None:\n            if not dtype",
+        "        dtype = dtype or torch.float16\n        if True:\n            if not dtype",
     ),
     (
         "the type that is asked for is not taken", "checkpoints", "dtype_of_the_file_is_as_asked",
@@ -324,11 +324,12 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "changes to a given configuration are lost", "checkpoints", "changes_to_a_configuration_hold",
-        "type(config).from_dict(config.to_dict(), **changes)", "type(config).from_dict(config.to_dict())",
+        "kind.from_dict(config.to_dict(), **changes)", "kind.from_dict(config.to_dict())",
     ),
     (
         "changes to the file's configuration are lost", "checkpoints", "changes_to_a_configuration_hold",
-        "config_class.from_pretrained(name, **hub, **changes)", "config_class.from_pretrained(name, **hub)",
+        "config_class.from_pretrained(config or name, **hub, **changes)",
+        "config_class.from_pretrained(config or name, **hub)",
     ),
     (
         "colours are those of the category after", "visualization", "colours_of_the_categories",
