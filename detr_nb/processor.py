@@ -149,12 +149,13 @@ class BatchFeature(dict):
 
     @property
     def data(self) -> dict[str, Any]:
-        """The batch as a plain dictionary.
+        """The batch as plain dictionaries, which `torch.load` opens with `weights_only`.
 
         Returns:
             dict[str, Any]
         """
-        return dict(self)
+        dicts = lambda v: [dict(part) if isinstance(part, dict) else part for part in v]
+        return {k: dicts(v) if isinstance(v, list) else v for k, v in self.items()}
 
 # %% ../nbs/32_processor.ipynb #cc3c6371
 def read_annotations(

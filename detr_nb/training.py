@@ -38,7 +38,7 @@ from .files import Log, atomic
 from .losses import Divisors, gather_objects, rank_and_world
 from .mask_head import DetrForSegmentation
 from .pretraining import init_scenes_detector, scenes_processor
-from .processor import BatchFeature, DetrImageProcessor, map_tensors
+from .processor import BatchFeature, DetrImageProcessor
 from detr_nb.runs import (
     StepSampler, Stopped, aspect_ratios, compare_runs, describe_run, find_checkpoint, find_collapse, ignore_sigterm,
     own_folder, own_random_numbers, warn_of_crowded, watch_sigterm,
@@ -635,8 +635,7 @@ def not_finite(state: TrainState, batch: BatchFeature, what: str) -> FloatingPoi
     message += f"the last checkpoint is {state.path}" if kept else "there is no checkpoint yet"
     if state.path is not None and state.path.parent.is_dir():
         path = state.path.parent / f"bad_batch_{state.step + 1}_{rank_and_world()[0]}.pt"
-        saved = BatchFeature(batch).to("cpu").data | {"labels": [dict(target) for target in batch.labels]}
-        with atomic(path) as part: torch.save(map_tensors(Tensor.cpu, saved), part)
+        with atomic(path) as part: torch.save(batch.to("cpu").data, part)
         message += f". The batch was saved: `detr-nb data show-batch {path}` draws it"
     return FloatingPointError(message)
 
