@@ -466,6 +466,10 @@ class Pretrained(nn.Module):
         if dtype is not None:
             if not dtype.is_floating_point: raise ValueError(f"dtype={dtype}: want a floating point one")
             state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+        for name in ("class_labels_classifier.bias", "detr.class_labels_classifier.bias"):
+            if name in state and len(state[name]) != self.config.num_labels + 1:
+                found = f"num_labels={self.config.num_labels}, but {name} has {len(state[name])} numbers"
+                raise ValueError(f"{found}: want a head of num_labels + 1, or the labels that the head is made for")
         bad = [name for name, value in state.items() if not value.isfinite().all()]
         if bad: raise ValueError(f"{len(bad)} tensors are not finite and are not saved, the first is {bad[0]}")
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
@@ -305,7 +306,7 @@ def find_images(photos: list[str]) -> list[Path]:
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.is_file() and p.name != MANIFEST)
             found = [p for p in files if p.suffix.lower() in Image.registered_extensions()]
-            if others := [p.name for p in files if p not in found]:
+            if others := [p.name for p in files if p.suffix.lower() not in Image.registered_extensions()]:
                 names = detr_nb.data.first_three(others)
                 print(f"{path}: files that are not images ({len(others)}): {names}", file=sys.stderr)
             paths += found
@@ -460,7 +461,8 @@ def detect(
     paths = find_images(photos)
     if not paths: raise FileNotFoundError(f"{', '.join(photos)}: no files")
     drawings = drawing_paths(paths, out) if out else {}
-    names = {p: str(p) if sum(p.name == other.name for other in paths) > 1 else p.name for p in paths}
+    times = Counter(path.name for path in paths)
+    names = {path: str(path) if times[path.name] > 1 else path.name for path in paths}
     if out:
         targets = list(drawings.values())
         if task is not Task.detection: targets.append(out / f"{task.value}.json")

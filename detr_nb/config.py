@@ -159,6 +159,7 @@ def name_labels(
     )
     ids = {name: i for i, name in names.items()} if label2id is None else label2id
     _want("label2id", ids, "a dictionary from names to category ids", isinstance(ids, dict))
+    ids = {name: _plain(i) for name, i in ids.items()}
     return num_labels, {i: names.get(i, "N/A") for i in range(num_labels)}, ids
 
 # %% ../nbs/94_config.ipynb #8946edaa

@@ -343,10 +343,11 @@ def convert_dataset(
         data = read_json(Path(work) / "coco.json")
     if not data["images"]: raise ValueError(f"{images}: no image in it that {labels} knows")
     numbers = {entry["name"]: i for i, entry in enumerate(data["categories"], start=1)}  # from 1, as in COCO
-    for other in sorted(path.parent.glob("instances_*.json"))[:1]:  # another split's classes keep their numbers
-        known = {entry["name"]: entry["id"] for entry in read_json(other)["categories"]}
-        fresh = (name for name in numbers if name not in known)
-        numbers = known | {name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)}
+    known: dict[str, int] = {}  # the classes of other splits keep their numbers
+    for other in sorted(path.parent.glob("instances_*.json")):
+        known |= {entry["name"]: entry["id"] for entry in read_json(other)["categories"]}
+    fresh = (name for name in numbers if name not in known)
+    numbers = known | {name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)}
     renumbered = {entry["id"]: numbers[entry["name"]] for entry in data["categories"]}
     data["categories"] = [{"id": i, "name": name} for name, i in numbers.items()]
     for entry in data["annotations"]: entry["category_id"] = renumbered[entry["category_id"]]

@@ -514,7 +514,8 @@ def follow_config(model: Any) -> None:
     Args:
         model (Any)
     """
-    if model.loss_settings == loss_settings(model.config): return
+    own = type(model.criterion) is not DetrLoss or type(model.criterion.matcher) is not HungarianMatcher
+    if own or model.loss_settings == loss_settings(model.config): return  # somebody's own loss stays as it is
     device = model.criterion.class_weight.device
     model.criterion = build_loss(model.config, model.criterion.losses).to(device)
     model.loss_settings = loss_settings(model.config)

@@ -32,7 +32,6 @@ from .losses import gather_objects, rank_and_world
 from .mask_head import DetrForSegmentation
 from .post_processing import resize_masks, split_outputs, to_rle
 from .processor import DetrImageProcessor
-from .transforms import to_rgb_tensor
 
 # %% auto #0
 __all__ = [
@@ -330,9 +329,10 @@ def run_model(
             range(0, len(mine), batch_size), desc="evaluate", leave=False, disable=not progress or rank > 0
         ):
             images, targets = zip(*(dataset[i] for i in mine[start : start + batch_size]))
-            batch = processor.collate([processor.encode(image) for image in images]).to(device)
+            tensors = [processor.to_tensor(image) for image in images]
+            batch = processor.collate([processor.encode(pixels, None, True) for pixels in tensors]).to(device)
             frame = {
-                "target_sizes": [tuple(to_rgb_tensor(image).shape[-2:]) for image in images],
+                "target_sizes": [tuple(pixels.shape[-2:]) for pixels in tensors],
                 "pixel_mask": batch.pixel_mask,
             }
             yield predict(batch.pixel_values, batch.pixel_mask), targets, frame

@@ -37,7 +37,7 @@ from .losses import DetrLoss
 from .mask_head import DetrForSegmentation
 from .matcher import HungarianMatcher, assign, check_targets, matching_cost
 from .post_processing import valid_ratio
-from .processor import DetrImageProcessor
+from .processor import BatchFeature, DetrImageProcessor
 from .runs import Record, draw_training
 from .transforms import normalize_target, to_rgb_tensor, to_uint8_image
 from detr_nb.visualization import (
@@ -590,7 +590,7 @@ class Recorder:
             model (nn.Module)
         """
         hidden, predictions, cells = run_detector(
-            model, self.batch.to(next(model.parameters()).device)
+            model, BatchFeature(self.batch).to(next(model.parameters()).device)
         )
         attention = hidden.cross_attentions[-1].mean(1)
         attention = (attention / attention.amax(-1, keepdim=True)).unflatten(-1, cells)

@@ -328,7 +328,10 @@ def find_file(
     """
     filenames = filename, *others
     folder = ASSETS / name if name in EMBEDDED else Path(name)  # a folder of that name is "./scenes"
-    if folder.is_file() and folder.suffix == ".json": return folder
+    if folder.is_file() and folder.suffix == ".json":
+        if folder.name in ("config.json", "preprocessor_config.json") and folder.name not in filenames:
+            raise FileNotFoundError(f"{folder}: want {', '.join(filenames)}")
+        return folder
     if folder.is_dir():
         for filename in filenames:
             if (folder / filename).is_file(): return folder / filename

@@ -108,7 +108,8 @@ def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
         case Tensor():
             return change(value)
         case dict():
-            return type(value)({k: map_tensors(change, v) for k, v in value.items()})
+            changed = {k: map_tensors(change, v) for k, v in value.items()}
+            return BatchFeature(changed) if isinstance(value, BatchFeature) else changed
         case list() | tuple():
             return [map_tensors(change, v) for v in value]
         case _:
@@ -143,8 +144,8 @@ class BatchFeature(dict):
             if isinstance(place, torch.dtype): dtype = place
             else: device = place
         self.update(map_tensors(lambda x: x.to(device, non_blocking=non_blocking), self))
-        floats = {k: v for k, v in self.items() if isinstance(v, Tensor) and v.is_floating_point()}
-        self.update({k: v.to(dtype) for k, v in floats.items()})
+        cast = lambda x: x.to(dtype) if x.is_floating_point() else x
+        self.update({k: map_tensors(cast, v) for k, v in self.items() if k != "labels"})
         return self
 
     @property
@@ -467,10 +468,10 @@ class DetrImageProcessor:
         )
         if not is_number(rescale_factor) or rescale_factor <= 0:
             raise ValueError(f"rescale_factor={rescale_factor!r}: want a number over 0")
-        self.rescale_factor = float(rescale_factor)
+        self.rescale_factor, self.resample = float(rescale_factor), int(resample)
         if 0 in self.image_std: raise ValueError(f"image_std={image_std}: want no 0, it is divided by")
         self.do_convert_annotations = (
-            do_normalize if do_convert_annotations is None else do_convert_annotations
+            self.do_normalize if do_convert_annotations is None else bool(do_convert_annotations)
         )
         self.extra: dict[str, Any] = {}  # keys of a public file that are not ours; written back
 
@@ -611,6 +612,7 @@ class DetrImageProcessor:
         """
         eight_bits = self.do_rescale and abs(255 * self.rescale_factor - 1) < 0.01
         if isinstance(image, (str, os.PathLike)):
+            if not Path(image).is_file(): raise FileNotFoundError(f"image {image}: no such file, want a path to one")
             image = read_image(image) if eight_bits else read_image(image, Image.Image.copy)
         return to_rgb_tensor(image, channels_first, eight_bits)
 

@@ -984,7 +984,7 @@ def train(
 ) -> Path:                                 # the folder with the trained model, hub layout
     """Train a detector, on one process or, under `accelerate launch`, on many. A run that exists is
     only touched with `resume`. The model with the best AP (or PQ) is kept apart in out/best.
-    `Stopped` after SIGTERM.
+    `Stopped` after SIGTERM or Ctrl-C.
 
     Args:
         detector (DetrForObjectDetection | DetrForSegmentation): masks are learned too; of a frozen
@@ -1041,6 +1041,7 @@ def train(
                 if evaluated or stopped or state.step % 500 == 0 or state.step == last:
                     save_run(state, path, processor, keep)
                 if stopped or (evaluated and state.out_of_patience): break
+            stopped = stopped or in_any_process(bool(came), accelerator)  # in the last step, which is saved
             accelerator.wait_for_everyone()
             if log_with: accelerator.end_training()
             if stopped: raise Stopped(state.step, path, accelerator.process_index, interrupted=signal.SIGINT in came)

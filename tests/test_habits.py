@@ -1,6 +1,7 @@
 "What people do around a model: labels that are set later, batches that are moved, numbers of numpy's, threads."
 import copy
 import json
+import os
 import random
 import signal
 import subprocess
@@ -528,3 +529,51 @@ def test_ctrl_c_saves_a_training(tmp_path, folder):
     said = process.communicate()[1]
     assert process.returncode == 130 and "go on with --resume" in said and "Traceback" not in said
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] >= 2
+
+
+def test_a_third_split_keeps_all_numbers(tmp_path):
+    for split, names in (("test", ("cat",)), ("train", ("cat", "dog")), ("val", ("bird", "cat"))):
+        convert_dataset(*voc(tmp_path / split, *names), tmp_path / "coco", split, "voc")
+    numbers = [{c["name"]: c["id"] for c in json.loads(path.read_text())["categories"]} for path in sorted((tmp_path / "coco" / "annotations").iterdir())]
+    assert numbers == [{"cat": 1}, {"cat": 1, "dog": 2}, {"cat": 1, "dog": 2, "bird": 3}]
+
+
+def test_a_head_of_another_size_is_not_saved(tmp_path):
+    model = small(num_labels=13)
+    model.config.id2label = {1: "a", 2: "b"}
+    with pytest.raises(ValueError, match="num_labels=3, but class_labels_classifier.bias has 14 numbers"): model.save_pretrained(tmp_path)
+    model.class_labels_classifier = torch.nn.Linear(32, 4)
+    model.save_pretrained(tmp_path)
+    assert detr_nb.DetrForObjectDetection.from_pretrained(tmp_path).config.id2label[2] == "b"
+
+
+def test_a_loss_of_ones_own_is_not_replaced():
+    class Mine(detr_nb.DetrLoss): pass
+    model = small(num_labels=3)
+    model.criterion = Mine(detr_nb.HungarianMatcher(), 3)
+    model.config.eos_coefficient = 0.5
+    model(torch.rand(1, 3, 64, 64), labels=[{"class_labels": torch.tensor([1]), "boxes": torch.full((1, 4), 0.3)}])
+    assert type(model.criterion) is Mine
+
+
+def test_images_of_several_sizes_take_a_dtype():
+    images = [Image.new("RGB", (40, 30)), Image.new("RGB", (30, 40))]
+    batch = detr_nb.DetrImageProcessor()(images, do_pad=False, do_resize=False).to(torch.float16)
+    assert [image.dtype for image in batch.pixel_values] == [torch.float16] * 2
+
+
+def test_numbers_of_numpy_are_saved(tmp_path):
+    detr_nb.DetrImageProcessor(do_convert_annotations=np.bool_(True), resample=np.int64(2)).save_pretrained(tmp_path)
+    detr_nb.DetrConfig(**SMALL, id2label={0: "a"}, label2id={"a": np.int64(0)}).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="preprocessor_config.json: want config.json"):
+        detr_nb.DetrConfig.from_pretrained(tmp_path / "preprocessor_config.json")
+
+
+def test_ctrl_c_in_the_last_step_ends_the_program_too(tmp_path):
+    recipe = Recipe(steps=1, batch_size=1, augment=False, evaluations=1)
+    with pytest.raises(SystemExit) as ended:
+        train(
+            small(num_labels=13), SceneDetection(2, seed=0), tmp_path / "run", recipe, scenes_processor(),
+            callback=lambda step, model: os.kill(os.getpid(), signal.SIGINT) if step else None,
+        )
+    assert ended.value.code == 130 and load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 1

@@ -434,8 +434,8 @@ PROCESSOR_BAD = {
     "size": [0, -1, 1.5, "x", [1, 2, 3], {}, {"shortest_edge": 0}, {"width": 3}, {"height": 3, "width": NAN}, True, NAN, {"edge": 4}, [], {"height": "3", "width": 3}],
     "max_size": [-1, "x", 1.5, NAN, [], True], **{n: ["yes", 2, 0.5, [], "false", NAN] for n in ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_annotations")},
     "rescale_factor": [0, -1, NAN, INF, "1", True, []], "image_mean": ["x", [1, 2], [1, 2, "3"], [1, NAN, 2], {}, True, []],
-    "image_std": [0, [1, 0, 1], [1, 2], "x", [1, 2, INF], True], "pad_size": [5, [4, 4], {"height": 3}, {"height": "3", "width": 3}, {"height": 0, "width": 3}, {"height": 1.5, "width": 3}, "x"],
-    "format": ["coco", 5, ""], "box_frame": ["padded", 5, ""], "resample": [0, 3, "bilinear", NAN],
+    "image_std": [0, [1, 0, 1], [1, 2], "x", [1, 2, INF], True], "pad_size": [0, [4, 4, 4], [4, 0], {"height": 3}, {"height": "3", "width": 3}, {"height": 0, "width": 3}, {"height": 1.5, "width": 3}, "x"],
+    "format": ["coco", 5, ""], "box_frame": ["padded", 5, ""], "resample": [0, 1, "bilinear", NAN],
 }
 CALL_BAD = {
     "return_tensors": ["tf", 5, "jax"], "input_data_format": ["hwc", 5, "HWC"], "data_format": ["channels_last", "x", 7], "images": [None, 5, {}, "no such file", [], [None], [5], object],
