@@ -5,6 +5,7 @@
 # %% ../nbs/32_processor.ipynb #664728e2
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -108,8 +109,9 @@ def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
         case Tensor():
             return change(value)
         case dict():
-            changed = {k: map_tensors(change, v) for k, v in value.items()}
-            return BatchFeature(changed) if isinstance(value, BatchFeature) else changed
+            changed = copy.copy(value)  # of the same kind
+            changed.update({k: map_tensors(change, v) for k, v in value.items()})
+            return changed
         case list() | tuple():
             return [map_tensors(change, v) for v in value]
         case _:
