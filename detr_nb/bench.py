@@ -142,7 +142,11 @@ def format_row(row: dict[str, Any]) -> str:
     Returns:
         str
     """
-    name = row["what"] if row["against"] in (row["what"], None) else f"{row['what']} against {row['against']}"
+    name = (
+        row["what"]
+        if row["against"] in (row["what"], None)
+        else f"{row['what']} against {row['against']}"
+    )
     spread = f"{row['median']:9.3g} {row['unit']} ({row['least']:.3g} … {row['most']:.3g})"
     times = f"{row['times']:6.2f} × ({row['low']:.2f} … {row['high']:.2f})" if row["times"] else ""
     wanted = f"want {row['floor']:g}" if row["floor"] else ""
@@ -239,7 +243,11 @@ def detection(setting: Setting) -> Iterator[Comparison]:
             "transformers, bf16": of_half, "transformers, bf16, torch.compile": torch.compile(of_half),
             "transformers, float32": theirs,
         }
-    models |= {"as it is": ours, "optimize()": ours.optimize(), "optimize(torch.bfloat16)": ours.optimize(half)}
+    models |= {
+        "as it is": ours,
+        "optimize()": ours.optimize(),
+        "optimize(torch.bfloat16)": ours.optimize(half),
+    }
     models[f"optimize({'bf16, ' * gpu}compile=True)"] = quick
     if gpu: models["optimize(bf16), CUDA graphs"] = torch.compile(ours.optimize(half), mode="reduce-overhead")
     for count in setting.batches:
@@ -252,7 +260,10 @@ def detection(setting: Setting) -> Iterator[Comparison]:
         }
         with torch.no_grad():
             wanted = theirs(pixel_values=image, pixel_mask=mask).pred_boxes
-            apart = {name: float((case().pred_boxes.float() - wanted).abs().max()) for name, case in run.items()}
+            apart = {
+                name: float((case().pred_boxes.float() - wanted).abs().max())
+                for name, case in run.items()
+            }
         names = "optimize()", "optimize(compile=True)", "optimize(torch.bfloat16)"
         least = (1.3, 1.6, 2.8) if torch.get_num_threads() == 1 else (1.5, 1.9, 2.8)
         floors: dict[str, float] = dict(zip(names, least))
@@ -276,7 +287,11 @@ def exported(setting: Setting) -> Iterator[Comparison]:
     ]
     image, mask = images_of(1, setting)
     with tempfile.TemporaryDirectory() as name:  # some hundred megabytes, gone at the end
-        folder, processor, open_file = Path(name), detr_nb.DetrImageProcessor(), detr_nb.speed.ExportedModel
+        folder, processor, open_file = (
+            Path(name),
+            detr_nb.DetrImageProcessor(),
+            detr_nb.speed.ExportedModel,
+        )
         detr_nb.speed.export_model(ours, processor, folder / "float", "openvino")
         detr_nb.speed.export_model(ours, processor, folder / "int8", "openvino", noise)
         models = {
@@ -326,7 +341,11 @@ def masks(setting: Setting) -> Iterator[Comparison]:
             ours, features, tokens, memory, list(states[:, :count])
         )[0]
 
-    run = {"transformers, 100": of_theirs, "100 queries": lambda: of_ours(100), "20 queries": lambda: of_ours(20)}
+    run = {
+        "transformers, 100": of_theirs,
+        "100 queries": lambda: of_ours(100),
+        "20 queries": lambda: of_ours(20),
+    }
     with torch.inference_mode(): wanted, found = of_theirs(), of_ours(100)
     floors = {} if setting.small else {"100 queries": 5, "20 queries": 30}
     apart = float((found - wanted).abs().max() / wanted.abs().max())
@@ -418,7 +437,10 @@ def loss(setting: Setting) -> Iterator[Comparison]:
         }
         for _ in range(6)
     ]
-    outputs, labels = layers[-1] | {"auxiliary_outputs": layers[:-1]}, random_labels(8, 10, setting.device)
+    outputs, labels = (
+        layers[-1] | {"auxiliary_outputs": layers[:-1]},
+        random_labels(8, 10, setting.device),
+    )
     parts = ["labels", "boxes", "cardinality"]
     mine = detr_nb.DetrLoss(detr_nb.matcher.HungarianMatcher(1, 5, 2), 91, 0.1, parts).to(
         setting.device
@@ -459,7 +481,11 @@ def training(setting: Setting) -> Iterator[Comparison]:
         processor.encode(image, detr_nb.data.detection_target(found, image.height, image.width))
         for image, found in (scenes[i] for i in range(count))
     ]).to(device)
-    inputs = {"pixel_values": batch.pixel_values, "pixel_mask": batch.pixel_mask.long(), "labels": batch.labels}
+    inputs = {
+        "pixel_values": batch.pixel_values,
+        "pixel_mask": batch.pixel_mask.long(),
+        "labels": batch.labels,
+    }
     last = inputs | {
         "pixel_values": batch.pixel_values.contiguous(memory_format=torch.channels_last)
     }
@@ -739,7 +765,11 @@ def describe_machine(device: str = "cpu") -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = torch.cuda.get_device_name() if device == "cuda" else next(iter(names), "") or platform.processor()
+    name = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else next(iter(names), "") or platform.processor()
+    )
     versions = []
     for package in ("detr_nb", "torch", "transformers", "openvino", "hotcoco"):
         try: versions.append(f"{package} {version(package)}")

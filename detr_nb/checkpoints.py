@@ -475,8 +475,14 @@ class Pretrained(nn.Module):
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = copy.deepcopy(self.config)
         config.extra["architectures"] = [type(self).__name__]
-        stored = str(dtype or next(v.dtype for v in state.values() if v.is_floating_point())).removeprefix("torch.")
-        config.extra |= {key: stored for key in ("dtype", "torch_dtype") if key in config.extra or stored != "float32"}
+        stored = str(
+            dtype or next(v.dtype for v in state.values() if v.is_floating_point())
+        ).removeprefix("torch.")
+        config.extra |= {
+            key: stored
+            for key in ("dtype", "torch_dtype")
+            if key in config.extra or stored != "float32"
+        }
         state |= {  # transformers 5 reads learned positions under a shorter name
             key.replace("backbone.position_embedding", "position_embedding"): value.clone()
             for key, value in state.items() if ".backbone.position_embedding." in f".{key}"

@@ -308,7 +308,9 @@ def find_images(photos: list[str]) -> list[Path]:
             found = [p for p in files if p.suffix.lower() in Image.registered_extensions()]
             if others := [p.name for p in files if p.suffix.lower() not in Image.registered_extensions()]:
                 names = detr_nb.data.first_three(others)
-                print(f"{path}: files that are not images ({len(others)}): {names}", file=sys.stderr)
+                print(
+                    f"{path}: files that are not images ({len(others)}): {names}", file=sys.stderr
+                )
             paths += found
         else:
             matches = [] if path.exists() else [Path(p) for p in sorted(glob.glob(photo))]
@@ -426,7 +428,11 @@ def check_engine(path: Path, engine: str) -> None:
     """
     exports = detr_nb.speed.EXPORTS
     if engine not in exports: raise typer.BadParameter(f"{engine!r}: want {', '.join(exports)}", param_hint="--engine")
-    file = path / exports[engine] if (path / exports[engine]).is_file() else detr_nb.speed.find_export(path)
+    file = (
+        path / exports[engine]
+        if (path / exports[engine]).is_file()
+        else detr_nb.speed.find_export(path)
+    )
     if file is None or file.name != exports[engine]:
         raise typer.BadParameter(f"{path}: want {exports[engine]}, or its folder, for {engine}", param_hint="--model")
 
@@ -449,7 +455,10 @@ def detect(
     A file that is not an image is named on stderr, the others go on; the exit code is then 1."""
     from tqdm.auto import tqdm
     if model is None:
-        print("no --model was given: the embedded one knows drawn scenes, not photographs", file=sys.stderr)
+        print(
+            "no --model was given: the embedded one knows drawn scenes, not photographs",
+            file=sys.stderr,
+        )
         model = "scenes"
     if engine is not None:
         check_engine(Path(model), engine)

@@ -101,7 +101,10 @@ def read_backbone(
         raise ValueError(f"backbone_kwargs={values['backbone_kwargs']!r}: want an object, or null")
     if not values.pop("use_timm_backbone", True) or nested is not None:
         values |= _flat(dict(nested or {"model_type": "resnet"}))
-    return values | {"backbone": values.get("backbone") or "resnet50", "backbone_kwargs": _unusual(values)}
+    return values | {
+        "backbone": values.get("backbone") or "resnet50",
+        "backbone_kwargs": _unusual(values),
+    }
 
 # %% ../nbs/94_config.ipynb #2bc63625
 def _want(name: str, value, wanted: str, ok: bool) -> None:
@@ -402,7 +405,10 @@ class DetrConfig:
         value = [_plain(v) for v in value] if isinstance(value, list) else _plain(value)
         if name not in ("num_labels", "id2label") or vars(self).get("label2id") is None:
             return super().__setattr__(name, value)
-        known = {"id2label": {str(i): label for i, label in self.id2label.items()}, "label2id": self.label2id}
+        known = {
+            "id2label": {str(i): label for i, label in self.id2label.items()},
+            "label2id": self.label2id,
+        }
         new = apply_changes(known | {"stuff_ids": self.stuff_ids}, {name: value})  # the others follow
         self._name_labels(new.get("num_labels"), new["id2label"], new["label2id"])
         self.stuff_ids = new["stuff_ids"]

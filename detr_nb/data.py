@@ -48,7 +48,11 @@ def is_whole(value: Any, least: int = 0, most: int = MAX_ID) -> bool:
     Returns:
         bool
     """
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(least <= value <= most)
+    return (
+        isinstance(value, (int, np.integer))
+        and not isinstance(value, bool)
+        and bool(least <= value <= most)
+    )
 
 def is_number(value: Any, least: float = -MAX_PIXEL, most: float = MAX_PIXEL) -> bool:
     """Whether a value is a number in a range; NaN is in none.
@@ -361,7 +365,11 @@ def annotation_mask(
     """
     from pycocotools import mask
     coco_mask: Any = mask
-    raise_faults(mask_faults(annotation, height, width, f"image {image_id}: annotation {annotation.get('id')}"))
+    raise_faults(
+        mask_faults(
+            annotation, height, width, f"image {image_id}: annotation {annotation.get('id')}"
+        )
+    )
     shape: Any = annotation["segmentation"]
     polygons = isinstance(shape, list)
     if polygons or isinstance(shape["counts"], list):
@@ -607,7 +615,10 @@ def check_boxes(
             stacklevel=4,
         )
     if looks:
-        warnings.warn(f"{source}: the boxes look like {looks}; want x, y, width, height in pixels", stacklevel=4)
+        warnings.warn(
+            f"{source}: the boxes look like {looks}; want x, y, width, height in pixels",
+            stacklevel=4,
+        )
 
 def find_missing(
     paths: Mapping[int, Iterable[Path]],  # image id → its files
@@ -985,7 +996,10 @@ class CocoPanoptic(Dataset):
         self.data = read_panoptic_file(ann_file, allow_outside)
         self.images = {image["id"]: image for image in self.data["images"]}
         self.annotations = sorted(self.data["annotations"], key=lambda a: a["image_id"])
-        files = {a["image_id"]: (self.image_path(a), self.masks_path / a["file_name"]) for a in self.annotations}
+        files = {
+            a["image_id"]: (self.image_path(a), self.masks_path / a["file_name"])
+            for a in self.annotations
+        }
         lost = find_missing(files, ann_file, skip_missing)
         self.annotations = [a for a in self.annotations if a["image_id"] not in lost]
 

@@ -200,7 +200,11 @@ def find_split(
         bases = data.parent, data.parent.parent
         places = [data.parent, *(base / name for base in bases for name in (*names, "images"))]
         entries = read_json(data).get("images") or [{}]
-        first = entries[0].get("file_name") if isinstance(entries, list) and isinstance(entries[0], dict) else None
+        first = (
+            entries[0].get("file_name")
+            if isinstance(entries, list) and isinstance(entries[0], dict)
+            else None
+        )
         return next(
             (place for place in places if first and (place / str(first)).is_file()), data.parent
         ), data
@@ -210,7 +214,11 @@ def find_split(
         if kind == "instances": candidates.append((data / name, data / name / "_annotations.coco.json"))
     found = next((pair for pair in candidates if pair[1].is_file()), None)
     if found: return found
-    there = sorted(str(path.relative_to(data)) for path in data.glob("**/*.json"))[:10] if data.is_dir() else []
+    there = (
+        sorted(str(path.relative_to(data)) for path in data.glob("**/*.json"))[:10]
+        if data.is_dir()
+        else []
+    )
     raise FileNotFoundError(
         f"{data}: no {split} split. Looked for {', '.join(str(p.relative_to(data)) for _, p in candidates)}; "
         + (f"there is {', '.join(there)}" if there else "there is no JSON file" if data.is_dir() else "no such folder")
@@ -347,7 +355,9 @@ def convert_dataset(
     for other in sorted(path.parent.glob("instances_*.json")):
         known |= {entry["name"]: entry["id"] for entry in read_json(other)["categories"]}
     fresh = (name for name in numbers if name not in known)
-    numbers = known | {name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)}
+    numbers = known | {
+        name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)
+    }
     renumbered = {entry["id"]: numbers[entry["name"]] for entry in data["categories"]}
     data["categories"] = [{"id": i, "name": name} for name, i in numbers.items()]
     for entry in data["annotations"]: entry["category_id"] = renumbered[entry["category_id"]]
@@ -356,7 +366,10 @@ def convert_dataset(
     files = [file for file in sorted(Path(labels).rglob("*")) if file.suffix.lower() == ends]
     lost = [str(file) for file in files if file.stem not in {*stems, "classes", "labels"}]
     if lost:
-        warnings.warn(f"{labels}: {len(lost)} files belong to no image in {images}: {first_three(lost)}", stacklevel=2)
+        warnings.warn(
+            f"{labels}: {len(lost)} files belong to no image in {images}: {first_three(lost)}",
+            stacklevel=2,
+        )
     targets = {
         entry["file_name"]: Path(folder) / split / entry["file_name"] for entry in data["images"]
     }
@@ -372,7 +385,9 @@ def convert_dataset(
 def _is_flat(box: Sequence[float], image: Mapping) -> bool:
     "Whether a box has no area inside its image."
     x, y, width, height = box
-    return min(x + width, image["width"]) <= max(x, 0) or min(y + height, image["height"]) <= max(y, 0)
+    return min(x + width, image["width"]) <= max(x, 0) or min(y + height, image["height"]) <= max(
+        y, 0
+    )
 
 def check_split(
     data: str | os.PathLike,  # as `open_split` takes it
@@ -418,7 +433,10 @@ def check_split(
     for group in copies.values():
         if len(group) == 1: continue
         paths = " and ".join(path for path, _ in group[:3])
-        boxes = [sorted((a["category_id"], *a["bbox"]) for a in coco.imgToAnns[image_id]) for _, image_id in group]
+        boxes = [
+            sorted((a["category_id"], *a["bbox"]) for a in coco.imgToAnns[image_id])
+            for _, image_id in group
+        ]
         if all(own == boxes[0] for own in boxes): report["notes"].append(f"the same image twice: {paths}")
         else: faults["twice"].append(f"the same image twice, with different boxes: {paths}")
     objects = [a for a in coco.anns.values() if not a["iscrowd"]]
@@ -433,7 +451,11 @@ def check_split(
     if again: report["notes"].append(f"the same box twice ({len(again)}): {first_three(again)}")
     alike = defaultdict(list)
     for name in dataset.id2label.values(): alike[" ".join(name.lower().split())].append(name)
-    report["notes"] += [f"names of classes that hardly differ: {names}" for names in alike.values() if len(names) > 1]
+    report["notes"] += [
+        f"names of classes that hardly differ: {names}"
+        for names in alike.values()
+        if len(names) > 1
+    ]
     sides = [math.sqrt(a["area"]) for a in objects]
     limits = {"small": (0, 32), "medium": (32, 96), "large": (96, math.inf)}
     report |= {
@@ -458,9 +480,16 @@ def format_report(report: Mapping[str, Any]) -> str:
     tables = "classes", "by size"
     other = "faults", "notes", "names", "sides", "hashes", *tables
     rows = [f"{k:18}{v:>7}" for k, v in report.items() if k not in other]
-    counts = [(f"{title}: {name}", count) for title in tables for name, count in report.get(title, {}).items()]
+    counts = [
+        (f"{title}: {name}", count)
+        for title in tables
+        for name, count in report.get(title, {}).items()
+    ]
     rows += [f"{name:18}{count:7}" for name, count in counts]
-    rows += [f"FAULT {kind} ({len(found)}): {first_three(found)}" for kind, found in report["faults"].items()]
+    rows += [
+        f"FAULT {kind} ({len(found)}): {first_three(found)}"
+        for kind, found in report["faults"].items()
+    ]
     rows += [f"note ({len(report['notes'])}): {first_three(report['notes'])}"] if report["notes"] else []
     return "\n".join(rows)
 
@@ -508,6 +537,10 @@ def draw_counts(
             [k + 0.4 * i for k in range(len(counts))], counts, height=0.35, label=report["split"]
         )
         right.hist(report["sides"], bins=30, histtype="step", density=True, label=report["split"])
-    left.set(yticks=range(len(reports[0]["classes"])), yticklabels=list(reports[0]["classes"]), xlabel="objects")
+    left.set(
+        yticks=range(len(reports[0]["classes"])),
+        yticklabels=list(reports[0]["classes"]),
+        xlabel="objects",
+    )
     right.set(xlabel="root of the area, pixels", ylabel="density")
     for ax in (left, right): ax.legend(frameon=False, fontsize=8)

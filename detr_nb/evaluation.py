@@ -115,7 +115,11 @@ def check_prediction(image_id: int, found: Mapping, wanted: Sequence[str], size:
         shape = tuple(found[name].shape)
         if len(found[name]) and None not in ends[name] and (shape[-2:] if name == "masks" else shape[1:]) != ends[name]:
             want = ", ".join(map(str, ("K", *ends[name])))
-            hint = " (target_sizes of the post-processing: the size in the file)" if name == "masks" else ""
+            hint = (
+                " (target_sizes of the post-processing: the size in the file)"
+                if name == "masks"
+                else ""
+            )
             raise ValueError(f"image {image_id}: {name} of the prediction have shape {shape}: want ({want}){hint}")
         if name == "boxes" and len(found[name]) and (found[name][:, 2:] < found[name][:, :2]).any():
             raise ValueError(f"image {image_id}: boxes of the prediction end before they begin: want x0, y0, x1, y1")
@@ -171,7 +175,11 @@ class CocoEvaluator:
         Raises:
             ValueError: for an image that is not in the ground truth.
         """
-        wanted = ["scores", "labels", *({"bbox": "boxes", "segm": "masks"}[kind] for kind in self.iou_types)]
+        wanted = [
+            "scores",
+            "labels",
+            *({"bbox": "boxes", "segm": "masks"}[kind] for kind in self.iou_types),
+        ]
         for image_id, found in predictions.items():
             if int(image_id) not in self.coco.imgs:
                 raise ValueError(f"image {image_id} is not in the ground truth")
@@ -288,8 +296,13 @@ def check_transforms(dataset, targets: Sequence[Mapping], sizes: Sequence[tuple[
     if getattr(dataset, "transforms", None) is None: return
     for target, size in zip(targets, sizes):
         name = target["image_id"]
-        image, entries = dataset.coco.imgs[name], target.get("annotations", target.get("segments_info", ()))
-        boxes, known = ([list(a["bbox"]) for a in some] for some in (entries, dataset.coco.imgToAnns[name]))
+        image, entries = (
+            dataset.coco.imgs[name],
+            target.get("annotations", target.get("segments_info", ())),
+        )
+        boxes, known = (
+            [list(a["bbox"]) for a in some] for some in (entries, dataset.coco.imgToAnns[name])
+        )
         if size != (image["height"], image["width"]) or boxes != known:
             raise ValueError(
                 f"image {name}: the dataset's transforms change its size or its boxes, and answers are compared with "
@@ -330,7 +343,9 @@ def run_model(
         ):
             images, targets = zip(*(dataset[i] for i in mine[start : start + batch_size]))
             tensors = [processor.to_tensor(image) for image in images]
-            batch = processor.collate([processor.encode(pixels, None, True) for pixels in tensors]).to(device)
+            batch = processor.collate(
+                [processor.encode(pixels, None, True) for pixels in tensors]
+            ).to(device)
             frame = {
                 "target_sizes": [tuple(pixels.shape[-2:]) for pixels in tensors],
                 "pixel_mask": batch.pixel_mask,
@@ -412,7 +427,10 @@ def format_tables(
     counts = {name: table for name, table in tables.items() if "missed" in table}
     scores = {name: table for name, table in tables.items() if name not in counts}
     lines = [" " * 10 + "".join(f"{name:>14}" for name in scores)]
-    lines += [f"{metric:<10}" + "".join(f"{table[metric]:14.3f}" for table in scores.values()) for metric in METRICS]
+    lines += [
+        f"{metric:<10}" + "".join(f"{table[metric]:14.3f}" for table in scores.values())
+        for metric in METRICS
+    ]
     if counts: lines += ["", " " * 10 + "".join(f"{word:>14}" for word in ("right", "wrong", "missed"))]
     for name, count in counts.items(): lines += [f"{name:<10}" + "".join(f"{n:14}" for n in count.values())]
     return "\n".join(lines)
@@ -746,7 +764,9 @@ def evaluate_panoptic(
         results = processor.post_process_panoptic_segmentation(
             outputs, threshold, label_ids_to_fuse=stuff, **frame
         )
-        evaluator.update([result | {"image_id": t["image_id"]} for t, result in zip(targets, results)])
+        evaluator.update(
+            [result | {"image_id": t["image_id"]} for t, result in zip(targets, results)]
+        )
     evaluator.synchronize_between_processes()
     return evaluator.summarize()
 

@@ -125,7 +125,11 @@ def run_detector(
     with evaluating(model):
         features, tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)
         hidden = transform(detector.model, tokens, output_attentions=True)
-    return hidden, predict_from(detector, hidden.last_hidden_state[None]), tuple(features[-1][0].shape[-2:])
+    return (
+        hidden,
+        predict_from(detector, hidden.last_hidden_state[None]),
+        tuple(features[-1][0].shape[-2:]),
+    )
 
 # %% ../nbs/50_explore.ipynb #runs5002
 @torch.inference_mode()
@@ -705,7 +709,11 @@ def explore_query(inspection: Inspection):
         inspection (Inspection)
     """
     layers = len(inspection.cross)
-    return explore(partial(draw_query, inspection), query=query_names(inspection), layer=(0, layers - 1, layers - 1))
+    return explore(
+        partial(draw_query, inspection),
+        query=query_names(inspection),
+        layer=(0, layers - 1, layers - 1),
+    )
 
 def explore_pixel(inspection: Inspection):
     """What the cell in the middle of a query's box attends to in the encoder: pick the query by

@@ -185,7 +185,9 @@ def to_rgb(
         if 0 < most < 4096:  # eight, ten or twelve bits
             name = getattr(image, "filename", "") or "an image"  # Pillow keeps the name of what it opened
             found = f"{name}: sixteen bits (mode {image.mode}) with no number over {most}, which is nearly black"
-            warnings.warn(f"{found}: if it has fewer bits, scale them up, or save it in mode L", stacklevel=2)
+            warnings.warn(
+                f"{found}: if it has fewer bits, scale them up, or save it in mode L", stacklevel=2
+            )
         image = Image.fromarray((numbers // 257).astype(np.uint8))
     if image.mode == "La": image = image.convert("LA")  # which Pillow cannot do in one step
     return image.convert("RGB")
@@ -385,7 +387,10 @@ def experiment(
 def _places_of(answer: Callable, without: Collection[str]) -> list[tuple[dict, str, Any]]:
     """Everywhere that the functions in `without` stand: namespace, name, function. In any module, for most of them have
     several names. What is not installed cannot be called."""
-    spaces = [answer.__globals__, *(vars(module) for module in list(sys.modules.values()) if module is not None)]
+    spaces = [
+        answer.__globals__,
+        *(vars(module) for module in list(sys.modules.values()) if module is not None),
+    ]
     places = []
     for name in without:
         if "." in name and not find_spec(name.split(".")[0]): continue
@@ -493,7 +498,11 @@ def check(
         Callable[[Callable], Callable[[Callable], None]]: a decorator
     """
     def decorate(judge: Callable) -> Callable[[Callable], None]:
-        names = {name for name in judge.__code__.co_names if hasattr(builtins, name) and not name.startswith("__")}
+        names = {
+            name
+            for name in judge.__code__.co_names
+            if hasattr(builtins, name) and not name.startswith("__")
+        }
         hidden = sorted(names & set(judge.__globals__))
         if hidden: raise AssertionError(f"{', '.join(hidden)} means something else in this notebook: rename yours")
 

@@ -134,4 +134,7 @@ def evaluate_by_hotcoco(truth, results, iou_type: Any, image_ids: list[int]) -> 
     evaluation.eval = {"params": evaluation.params, **arrays}
     return evaluation
 
-ENGINES: dict[str, Callable[..., Any]] = {"pycocotools": evaluate_by_pycocotools, "hotcoco": evaluate_by_hotcoco}
+ENGINES: dict[str, Callable[..., Any]] = {
+    "pycocotools": evaluate_by_pycocotools,
+    "hotcoco": evaluate_by_hotcoco,
+}

@@ -331,7 +331,10 @@ def draw_batch(
         ]
         real, x = finer, (adapter(level)[:, None] + pick_cells(x, *coarse_cells)) * finer
         x = active(norm, batched(layer, x), real)
-    masks, sizes = batched(head.out_lay, x), [real[:, 0, 0].any(3 - axis).sum(1, keepdim=True) for axis in (1, 2)]
+    masks, sizes = (
+        batched(head.out_lay, x),
+        [real[:, 0, 0].any(3 - axis).sum(1, keepdim=True) for axis in (1, 2)],
+    )
     places = [torch.arange(masks.shape[axis + 2], device=x.device) for axis in (1, 2)]
     masks = pick_cells(masks, *(place.minimum(size - 1) for place, size in zip(places, sizes)))[
         :, :, 0

@@ -149,7 +149,11 @@ def check_targets(
     counts = [len(t["class_labels"]) for t in targets]
     labels, boxes = (torch.cat([t[key] for t in targets]) for key in ("class_labels", "boxes"))
     bad_label = (labels < 0) | (labels >= num_classes)
-    bad_box = ~boxes.isfinite().all(-1) | (boxes[:, 2:] < 0).any(-1) | ((boxes < -0.001) | (boxes > 1.001)).any(-1)
+    bad_box = (
+        ~boxes.isfinite().all(-1)
+        | (boxes[:, 2:] < 0).any(-1)
+        | ((boxes < -0.001) | (boxes > 1.001)).any(-1)
+    )
     corners = look_like_corners(boxes)
     for t in (bad_label | bad_box | corners).nonzero()[:1, 0].tolist():
         i, place = [(i, place) for i, count in enumerate(counts) for place in range(count)][t]

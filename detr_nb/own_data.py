@@ -99,7 +99,10 @@ def cut_squares(
             box = max(x0, x) - x, max(y0, y) - y, min(x1, x + side) - x, min(y1, y + side) - y
             width, height = box[2] - box[0], box[3] - box[1]
             if width <= 0 or height <= 0: continue
-            share, scaled = width * height / ((x1 - x0) * (y1 - y0)), tuple(value * 128 / side for value in box)
+            share, scaled = (
+                width * height / ((x1 - x0) * (y1 - y0)),
+                tuple(value * 128 / side for value in box),
+            )
             if share >= least: inside.append(("coin", *scaled))
             if share < 1: cut.append((share, *scaled))
         square = Image.fromarray(np.stack([photo[y : y + side, x : x + side]] * 3, -1))
@@ -232,7 +235,11 @@ def start_training(
     names = {i: dataset.id2label.get(i, "N/A") for i in range(max(dataset.id2label) + 1)}
     changes: dict[str, Any] = {"id2label": names, "stuff_ids": read_stuff_ids(dataset)}
     more = {} if queries is None else {"num_queries": queries}
-    longest = None if image_size is None else round(image_size * (2 if preset == "scenes" else 1333 / 800))
+    longest = (
+        None
+        if image_size is None
+        else round(image_size * (2 if preset == "scenes" else 1333 / 800))
+    )
     size = None if image_size is None else {"shortest_edge": image_size, "longest_edge": longest}
     if not model:
         changes |= more | {"use_pretrained_backbone": pretrained}
@@ -281,7 +288,9 @@ def sort_answers(
         fits = [t for t in on if truth["class_labels"][t] == found["labels"][k]]
         free = [t for t in fits if t not in taken]
         taken |= set(free[:1])
-        kinds[k] = "right" if free else "duplicate" if fits else "wrong class" if on else "wrong place"
+        kinds[k] = (
+            "right" if free else "duplicate" if fits else "wrong class" if on else "wrong place"
+        )
     return kinds, [t for t in range(len(truth["boxes"])) if t not in taken]
 
 def _corners(annotations: Sequence[Mapping]) -> Tensor:
@@ -313,7 +322,10 @@ def _draw_answers(
         ax.set_title(title if len(title) < 36 else f"…{title[-34:]}", fontsize=9, parse_math=False)
         for t in missed: draw_box(ax, truth["boxes"][t].numpy(), "black", ":")
         for k, kind in enumerate(kinds):
-            box, colour = found["boxes"][k].numpy(), {"right": "#0072B2", "on a crowd": "0.4"}.get(kind, "#D55E00")
+            box, colour = (
+                found["boxes"][k].numpy(),
+                {"right": "#0072B2", "on a crowd": "0.4"}.get(kind, "#D55E00"),
+            )
             draw_box(ax, box, colour)
             label = int(found["labels"][k])
             words = f"{names.get(label, label)} {found['scores'][k]:.2f}"
@@ -365,9 +377,15 @@ def review_answers(
     for outputs, _, frame in run_model(detector, dataset, processor, batch_size, progress=True):
         for found, index in zip(processor.post_process_object_detection(outputs, threshold, **frame), indices):
             image, annotations = dataset[index]
-            entries, found = annotations["annotations"], {key: value.cpu() for key, value in found.items()}
+            entries, found = (
+                annotations["annotations"],
+                {key: value.cpu() for key, value in found.items()},
+            )
             objects = [entry for entry in entries if not entry.get("iscrowd")]
-            truth = {"boxes": _corners(objects), "class_labels": torch.tensor([e["category_id"] for e in objects])}
+            truth = {
+                "boxes": _corners(objects),
+                "class_labels": torch.tensor([e["category_id"] for e in objects]),
+            }
             kinds, missed = sort_answers(found, truth)
             for k, kind in enumerate(kinds):
                 if kind == "right" or not _on_crowd(found["boxes"][k], found["labels"][k], entries): continue
@@ -417,7 +435,11 @@ def compare_coins(
     cut_squares(photo, coins, folder, "train", count, seed, least)
     for place, rule in ((folder, 0.4), (folder / "small", 0.1)):  # the same squares, with two rules
         cut_squares(photo, coins, place, "val", 24, 1000, rule)
-    squares, val, small = open_split(folder, "train"), open_split(folder, "val"), open_split(folder / "small", "val")
+    squares, val, small = (
+        open_split(folder, "train"),
+        open_split(folder, "val"),
+        open_split(folder / "small", "val"),
+    )
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -196,7 +196,11 @@ def pretrain_backbone(
     """
     from tqdm.auto import tqdm
     torch.manual_seed(seed)
-    model = DensePredictor(create_backbone("detr_nb_resnet")).to(memory_format=torch.channels_last).train()
+    model = (
+        DensePredictor(create_backbone("detr_nb_resnet"))
+        .to(memory_format=torch.channels_last)
+        .train()
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}

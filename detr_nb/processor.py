@@ -82,7 +82,11 @@ def pad_images(
         ValueError: where `size` is too small.
     """
     height, width = size or (max(i.shape[1] for i in images), max(i.shape[2] for i in images))
-    dtype = torch.stack([image.new_zeros(()) for image in images]).dtype if change is None else torch.float32
+    dtype = (
+        torch.stack([image.new_zeros(()) for image in images]).dtype
+        if change is None
+        else torch.float32
+    )
     pixel_values = torch.empty(len(images), 3, height, width, dtype=dtype, device=images[0].device)
     pixel_mask = torch.zeros(len(images), height, width, dtype=torch.int64, device=images[0].device)
     for i, image in enumerate(images):
@@ -381,7 +385,11 @@ def pixel_change(
         tuple[Tensor, Tensor] | None: (3, 1, 1) each; None: nothing
     """
     if not processor.do_rescale and not processor.do_normalize: return None
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    mean, std = (
+        (processor.image_mean, processor.image_std)
+        if processor.do_normalize
+        else ([0.0] * 3, [1.0] * 3)
+    )
     mean, std = torch.tensor([mean, std], dtype=torch.float64)[..., None, None]
     factor = processor.rescale_factor if processor.do_rescale else 1.0
     return (mean / factor).float().to(device), (std / factor).float().to(device)
@@ -462,7 +470,9 @@ class DetrImageProcessor:
         self.size = read_size(800 if size is None else size, max_size)
         if max_size is not None and self.size.get("longest_edge") != max_size:
             raise ValueError(f"max_size={max_size} beside size={size}: want it beside a shortest edge alone")
-        self.pad_size = None if pad_size is None else {name: int(edge) for name, edge in pad_size.items()}
+        self.pad_size = (
+            None if pad_size is None else {name: int(edge) for name, edge in pad_size.items()}
+        )
         self.do_resize, self.do_normalize, self.do_pad = bool(do_resize), bool(do_normalize), bool(do_pad)
         self.do_rescale = bool(do_rescale)
         self.image_mean, self.image_std = (
@@ -508,7 +518,9 @@ class DetrImageProcessor:
         Returns:
             Self
         """
-        values, changes = ({OLD_NAMES.get(k, k): v for k, v in given.items()} for given in (values, changes))
+        values, changes = (
+            {OLD_NAMES.get(k, k): v for k, v in given.items()} for given in (values, changes)
+        )
         changes = {k: v for k, v in changes.items() if k not in WITHOUT_EFFECT}
         names = setting_names(cls)
         if unknown := sorted(set(changes) - set(names)):
@@ -518,12 +530,18 @@ class DetrImageProcessor:
             settings["size"] = edges = read_size(settings["size"], settings.pop("max_size", None))
             size, limit = changes.get("size"), changes.get("max_size")
             if "shortest_edge" in edges and (is_edge(size) or (size is None and limit is not None)):  # one edge changes
-                kept = {name: edge for name, edge in edges.items() if limit is None or name == "shortest_edge"}
+                kept = {
+                    name: edge
+                    for name, edge in edges.items()
+                    if limit is None or name == "shortest_edge"
+                }
                 settings["size"] = kept | (
                     {} if size is None else {"shortest_edge": changes.pop("size")}
                 )
         processor = cls(**settings | {k: v for k, v in changes.items() if v is not None})
-        processor.extra = {k: v for k, v in values.items() if k not in (*names, *WITHOUT_EFFECT[:4])}
+        processor.extra = {
+            k: v for k, v in values.items() if k not in (*names, *WITHOUT_EFFECT[:4])
+        }
         return processor
 
     def save_pretrained(
@@ -661,7 +679,9 @@ class DetrImageProcessor:
             BatchFeature
         """
         images, targets = zip(*items)
-        canvas = None if self.pad_size is None else (self.pad_size["height"], self.pad_size["width"])
+        canvas = (
+            None if self.pad_size is None else (self.pad_size["height"], self.pad_size["width"])
+        )
         batch = BatchFeature(zip(self.model_input_names, pad_images(images, canvas, change)))
         if targets[0] is None: return batch
         height, width = batch.pixel_mask.shape[1:]
@@ -717,7 +737,11 @@ class DetrImageProcessor:
             "input_data_format", input_data_format, "channels_first", "channels_last"
         )
         images, annotations = as_list_pairs(images, annotations)
-        turned = [i for i, image in enumerate(images) if isinstance(image, Image.Image) and orientation(image) > 1]
+        turned = [
+            i
+            for i, image in enumerate(images)
+            if isinstance(image, Image.Image) and orientation(image) > 1
+        ]
         if turned:
             warnings.warn(
                 f"{len(turned)} of {len(images)} images have an EXIF orientation and are turned upright, as viewers "
@@ -738,7 +762,11 @@ class DetrImageProcessor:
             items = [
                 processor.encode(pixels, target, True) for pixels, target in zip(tensors, targets)
             ]
-            labels = {} if annotations is None else {"labels": [BatchFeature(target or {}) for _, target in items]}
+            labels = (
+                {}
+                if annotations is None
+                else {"labels": [BatchFeature(target or {}) for _, target in items]}
+            )
             batch = BatchFeature(pixel_values=[pixels for pixels, _ in items], **labels)
         return convert_batch(batch, return_tensors)
 

@@ -299,7 +299,10 @@ def watch_sigterm() -> Iterator[list[int]]:
     def note(number: int, _: Any) -> None:
         came.append(number)
         if number != signal.SIGINT: return
-        print("Ctrl-C: this step is finished and saved; once more ends the program at once", file=sys.stderr)
+        print(
+            "Ctrl-C: this step is finished and saved; once more ends the program at once",
+            file=sys.stderr,
+        )
         signal.signal(number, before[number])
 
     for number in before: signal.signal(number, note)
@@ -397,7 +400,10 @@ def draw_batch(
         raise ValueError(f"{path}: want a batch that a training saved ({str(error).splitlines()[0]})") from error
     if not isinstance(batch, dict) or not {"pixel_values", "pixel_mask", "labels"} <= batch.keys():
         raise ValueError(f"{path}: want a batch that a training saved (pixel_values, pixel_mask, labels)")
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    mean, deviation = (
+        torch.tensor(values)[:, None, None]
+        for values in (processor.image_mean, processor.image_std)
+    )
     axes = grid(len(batch["labels"]), columns=4, size=2.2)
     for pixels, mask, target, ax in zip(batch["pixel_values"], batch["pixel_mask"], batch["labels"], axes):
         height, width = int(mask[:, 0].sum()), int(mask[0].sum())

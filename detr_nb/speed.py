@@ -143,7 +143,10 @@ def fix_padding(pool: Any) -> None:
     Args:
         pool (Any)
     """
-    (height, width), given = pool.kernel_size, (pool.kernel_size, pool.stride, 0, False, pool.count_include_pad)
+    (height, width), given = (
+        pool.kernel_size,
+        (pool.kernel_size, pool.stride, 0, False, pool.count_include_pad),
+    )
     around = [(width - 1) // 2, width // 2, (height - 1) // 2, height // 2]
     pool.forward = lambda x: nn.functional.avg_pool2d(nn.functional.pad(x, around), *given)
 
@@ -307,7 +310,10 @@ def quantize(file: Path, images: Sequence, processor: DetrImageProcessor) -> Non
     import openvino
     nncf.set_log_level(logging.ERROR)  # it tells of every operation
     batches = [processor(image, return_tensors="np") for image in images]
-    inputs = [{name: np.asarray(batch[name]) for name in ("pixel_values", "pixel_mask")} for batch in batches]
+    inputs = [
+        {name: np.asarray(batch[name]) for name in ("pixel_values", "pixel_mask")}
+        for batch in batches
+    ]
     graph = openvino.Core().read_model(file)
     graph = nncf.quantize(
         graph, nncf.Dataset(inputs), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(inputs),

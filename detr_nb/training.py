@@ -182,7 +182,10 @@ _not_negative = "a number of at least 0", lambda value: is_number(value, least=0
 _share = "a number from 0 to below 1", lambda value: is_number(value, least=0) and value < 1
 _count = "a whole number of at least 1", lambda value: is_whole(value, least=1)
 _switch = "True or False", lambda value: isinstance(value, bool)
-_count_or_none = "a whole number of at least 1, or None", lambda value: value is None or is_whole(value, least=1)
+_count_or_none = (
+    "a whole number of at least 1, or None",
+    lambda value: value is None or is_whole(value, least=1),
+)
 _RECIPE_RULES = {  # field → what it must be, and a test of it
     "steps": _count_or_none, "epochs": _positive, "stop": _count_or_none, "batch_size": _count, "lr": _positive,
     "backbone_lr": _not_negative, "weight_decay": _not_negative, "clip": _positive,
@@ -592,7 +595,11 @@ def train_step(
             if not re.search(r"_\d+$", name): sums[name] = sums.get(name, 0) + value.detach() / len(batches)
     norm = accelerator.clip_grad_norm_(model.parameters(), state.recipe.clip)
     if accelerator.scaler is None and not norm.isfinite():  # a scaler skips such a step and tries a smaller scale
-        which = "" if len(batches) == 1 else f" (of {len(batches)} parts, of which the last is named and saved)"
+        which = (
+            ""
+            if len(batches) == 1
+            else f" (of {len(batches)} parts, of which the last is named and saved)"
+        )
         raise not_finite(state, batches[-1], f"the gradient's norm is {norm.item()}{which}")
     optimizer.step()
     if state.average is not None:
@@ -657,7 +664,11 @@ def count_steps(
         ValueError: where there is nothing to do.
     """
     if not images: raise ValueError("dataset is empty: want at least one image")
-    steps = math.ceil(recipe.epochs * images / recipe.batch_size) if recipe.steps is None else recipe.steps
+    steps = (
+        math.ceil(recipe.epochs * images / recipe.batch_size)
+        if recipe.steps is None
+        else recipe.steps
+    )
     if steps < 1: raise ValueError(f"steps={steps}: want at least 1")
     return steps
 

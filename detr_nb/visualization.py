@@ -214,7 +214,10 @@ def transformer_layers() -> Diagram:
         "perceptron2": (5, 3, "perceptron"), "add5": (6, 3, add), "better": (7, 3, "answers"),
         "queries": (1, 4, "object|queries"), "again": (3, 4, "object|queries"),
     }
-    rows = ("tokens attention add1 perceptron add2 memory", "answers self add3 cross add4 perceptron2 add5 better")
+    rows = (
+        "tokens attention add1 perceptron add2 memory",
+        "answers self add3 cross add4 perceptron2 add5 better",
+    )
     arrows = [f"{a} {b}" for row in rows for a, b in zip(row.split(), row.split()[1:])]
     sides = ["positions attention", "places cross", "tokens2 cross", "queries self", "again cross"]
     words = (
