@@ -623,8 +623,6 @@ def train_command(
     except FileNotFoundError as error:
         val = None
         typer.echo(f"{error}; training goes unwatched", err=True)
-    if clash := val and detr_nb.datasets.clashing_names(dataset.id2label, val.id2label):
-        raise ValueError(f"{data}: train and val name categories differently: {detr_nb.data.first_three(clash)}")
     network: Any
     network, processor = detr_nb.own_data.start_training(
         dataset, frozen_detector or model, preset, backbone, pretrained, masks, bool(frozen_detector), queries,

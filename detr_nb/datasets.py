@@ -382,13 +382,6 @@ def convert_dataset(
     return path
 
 # %% ../nbs/96_datasets.ipynb #f30234c8
-def _is_flat(box: Sequence[float], image: Mapping) -> bool:
-    "Whether a box has no area inside its image."
-    x, y, width, height = box
-    return min(x + width, image["width"]) <= max(x, 0) or min(y + height, image["height"]) <= max(
-        y, 0
-    )
-
 def check_split(
     data: str | os.PathLike,  # as `open_split` takes it
     split: str,
@@ -444,7 +437,11 @@ def check_split(
     crowded = [f"image {i} has {count}" for i, count in an_image.items() if count > queries]
     if crowded: faults["queries"].append(f"more objects than {queries} queries: {first_three(crowded)}")
     if not objects: faults["empty"].append("no image has an object")
-    flat = sum(_is_flat(a["bbox"], coco.imgs[a["image_id"]]) for a in objects)
+    flat = 0  # of the images whose size the file says
+    for i, entry in coco.imgs.items():
+        if not {"height", "width"} <= entry.keys(): continue
+        target = detection_target({"image_id": i, "annotations": coco.imgToAnns[i]}, entry["height"], entry["width"])
+        flat += an_image[i] - len(target["boxes"])
     if 2 * flat > len(objects): faults["boxes"].append(f"{flat} of {len(objects)} have no area inside their image")
     times = Counter((a["image_id"], a["category_id"], *a["bbox"]) for a in objects)
     again = [f"image {key[0]}, {list(key[2:])}" for key, count in times.items() if count > 1]

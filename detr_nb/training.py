@@ -29,7 +29,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import check_categories
-from .data import CocoPanoptic, SceneDetection, detection_target, is_number, is_whole, panoptic_target
+from detr_nb.data import (
+    CocoPanoptic, SceneDetection, detection_target, first_three, is_number, is_whole, panoptic_target,
+)
+from .datasets import clashing_names
 from detr_nb.detector import (
     DetrForObjectDetection, evaluating, image_tokens, learned_states, predict_from, transform,
 )
@@ -708,9 +711,11 @@ def check_run(
     for name, data in [("dataset", dataset)] + ([] if val is None else [("val", val)]):
         if not hasattr(data, "id2label"):
             raise TypeError(f"{name} is {type(data).__name__}: want a CocoDetection, CocoPanoptic or SceneDetection")
-        check_categories(detector.config, data.id2label)
         if not len(data): raise ValueError(f"{name} is empty: want at least one image")
         if masks and hasattr(data, "check_masks"): data.check_masks()
+    check_categories(detector.config, dataset.id2label)
+    if clash := [] if val is None else clashing_names(dataset.id2label, val.id2label):
+        raise ValueError(f"train and val name categories differently: {first_three(clash)}")
     if val is not None and not (masks and isinstance(val, CocoPanoptic)): CocoEvaluator(val.coco)  # looks at all boxes
     steps = count_steps(recipe, len(dataset))
     warn_of_crowded(detector.config.num_queries, dataset)
