@@ -831,12 +831,7 @@ def check_command(
         reports.append(detr_nb.datasets.check_split(data, split, panoptic, queries))
     if not reports: raise FileNotFoundError(f"{data}: neither a train nor a val split")
     whole = [report for report in reports if "hashes" in report]
-    if len(whole) == 2:
-        both = whole[0]["hashes"].keys() & whole[1]["hashes"].keys()
-        leaks = [f"{whole[0]['hashes'][key]} and {whole[1]['hashes'][key]}" for key in sorted(both)]
-        if leaks: whole[1]["faults"]["in both splits"] = leaks
-        clash = detr_nb.datasets.clashing_names(*(report["names"] for report in whole))
-        if clash: whole[1]["faults"]["categories"] = [f"train and val differ: {name}" for name in clash]
+    if len(reports) == 2: detr_nb.datasets.compare_splits(*reports)
     for report in reports: typer.echo(detr_nb.datasets.format_report(report) + "\n")
     for path in (json_file, figure):
         if path: claim(path, force)

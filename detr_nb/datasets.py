@@ -30,7 +30,8 @@ from .visualization import grid, show_boxes
 # %% auto #0
 __all__ = [
     "COLUMNS", "SPLITS", "read_table", "write_coco", "find_split", "open_split", "clashing_names",
-    "convert_dataset", "check_split", "format_report", "draw_split", "draw_counts"
+    "convert_dataset", "check_split", "format_report", "compare_splits", "draw_split",
+    "draw_counts"
 ]
 
 # %% ../nbs/96_datasets.ipynb #bfdc4a99
@@ -382,6 +383,19 @@ def convert_dataset(
     return path
 
 # %% ../nbs/96_datasets.ipynb #f30234c8
+def _counted_from_one(objects: Sequence[Mapping], images: Mapping[int, Mapping]) -> str:
+    "A note where boxes begin at 1, never at 0, and end at the far edge: corners that were counted from 1."
+    starts = Counter(v for a in objects for v in a["bbox"][:2])
+    ends = 0
+    for a in objects:
+        (x, y, w, h), entry = a["bbox"], images[a["image_id"]]
+        ends += (x + w == entry.get("width")) + (y + h == entry.get("height"))
+    if min(starts[1], ends) < 5 or any(start < 1 for start in starts): return ""
+    return (
+        f"{starts[1]} sides of boxes begin at 1, {ends} end at the edge of the image, none begins at 0: "
+        "the corners look counted from 1, as in VOC; subtract 1 from x and y, and add 1 to width and height"
+    )
+
 def check_split(
     data: str | os.PathLike,  # as `open_split` takes it
     split: str,
@@ -446,6 +460,7 @@ def check_split(
     times = Counter((a["image_id"], a["category_id"], *a["bbox"]) for a in objects)
     again = [f"image {key[0]}, {list(key[2:])}" for key, count in times.items() if count > 1]
     if again: report["notes"].append(f"the same box twice ({len(again)}): {first_three(again)}")
+    if note := _counted_from_one(objects, coco.imgs): report["notes"].append(note)
     alike = defaultdict(list)
     for name in dataset.id2label.values(): alike[" ".join(name.lower().split())].append(name)
     report["notes"] += [
@@ -489,6 +504,24 @@ def format_report(report: Mapping[str, Any]) -> str:
     ]
     rows += [f"note ({len(report['notes'])}): {first_three(report['notes'])}"] if report["notes"] else []
     return "\n".join(rows)
+
+def compare_splits(
+    train: dict[str, Any],  # what `check_split` says
+    val: dict[str, Any],    # of the other split: gets the faults
+) -> None:
+    """Images that are in both splits, and categories that the splits name differently, as faults of
+    the second.
+
+    Args:
+        train (dict[str, Any]): what `check_split` says
+        val (dict[str, Any]): of the other split: gets the faults
+    """
+    if "hashes" not in train or "hashes" not in val: return  # a file that cannot be read says nothing
+    both = sorted(train["hashes"].keys() & val["hashes"].keys())
+    if both: val["faults"]["in both splits"] = [f"{train['hashes'][key]} and {val['hashes'][key]}" for key in both]
+    if clash := clashing_names(train["names"], val["names"]):
+        val["faults"]["categories"] = [f"{train['split']} and {val['split']} differ: {name}" for name in clash]
+
 
 # %% ../nbs/96_datasets.ipynb #34ba2c8c
 def draw_split(

@@ -20,7 +20,7 @@ import detr_nb
 from detr_nb.checkpoints import load_checkpoint
 from detr_nb.cli import app
 from detr_nb.data import CocoDetection, CocoPanoptic, SceneDetection
-from detr_nb.datasets import convert_dataset, open_split
+from detr_nb.datasets import check_split, convert_dataset, open_split
 from detr_nb.evaluation import CocoEvaluator, PanopticEvaluator, compare_segments, evaluate, evaluate_panoptic
 from detr_nb.files import read_image
 from detr_nb.own_data import init_class_head, review_answers
@@ -577,3 +577,13 @@ def test_ctrl_c_in_the_last_step_ends_the_program_too(tmp_path):
             callback=lambda step, model: os.kill(os.getpid(), signal.SIGINT) if step else None,
         )
     assert ended.value.code == 130 and load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 1
+
+
+def test_a_public_dataset_that_counts_from_one_is_noted():
+    "Of its 3,941 boxes none begins at 0, 493 sides begin at 1, and 442 end at the edge of their image."
+    root = os.environ.get("DETR_NB_DATA")
+    if not root: pytest.skip("DETR_NB_DATA is not set: the real datasets are not here")
+    report = check_split(os.path.join(root, "blood_cells"), "train", progress=False)
+    assert any("493 sides of boxes begin at 1, 442 end at the edge" in note for note in report["notes"]), report["notes"]
+    report = check_split(os.path.join(root, "coco_free"), "val", progress=False)
+    assert not any("counted from 1" in note for note in report["notes"])
