@@ -409,7 +409,7 @@ def fold_norms(encoder: ConvEncoder) -> ConvEncoder:
     convs = [module for module in modules if type(module) in (nn.Conv2d, Conv2dSame)]
     hooks = [conv.register_forward_hook(remember) for conv in convs]
     hooks += [norm.register_forward_pre_hook(find) for norm in norms]
-    image = convs[0].weight.new_zeros(1, convs[0].in_channels, 64, 64)
+    image = convs[0].weight.new_zeros(1, convs[0].in_channels, 256, 256)  # large enough for all
     wanted = {id(feature) for feature, _ in encoder(image, torch.ones_like(image[:, 0]))}
     for hook in hooks: hook.remove()
     wanted = {given[i] for i in wanted if i in given}

@@ -269,7 +269,6 @@ def detection(setting: Setting) -> Iterator[Comparison]:
         floors: dict[str, float] = dict(zip(names, least))
         also = {("transformers, torch.compile", "optimize(compile=True)"): 1.15}
         if gpu: floors, also = {}, {("transformers, bf16, torch.compile", "optimize(bf16, compile=True)"): 1.0}
-        if setting.small: floors = also = {}
         yield Comparison(f"boxes, {label(setting, count)}", run, floors, apart, also=also)
 
 def exported(setting: Setting) -> Iterator[Comparison]:
@@ -306,8 +305,7 @@ def exported(setting: Setting) -> Iterator[Comparison]:
         apart = {
             name: float((case().pred_boxes - wanted).abs().max()) for name, case in run.items()
         }
-        floors = {} if setting.small else dict(zip(list(models)[1:], (2, 3.5, 5)))
-        yield Comparison(f"exported, {label(setting)}", run, floors, apart)
+        yield Comparison(f"exported, {label(setting)}", run, dict(zip(list(models)[1:], (2, 3.5, 5))), apart)
 
 # %% ../nbs/98_bench.ipynb #bench035
 def masks(setting: Setting) -> Iterator[Comparison]:
@@ -347,8 +345,8 @@ def masks(setting: Setting) -> Iterator[Comparison]:
         "20 queries": lambda: of_ours(20),
     }
     with torch.inference_mode(): wanted, found = of_theirs(), of_ours(100)
-    floors = {} if setting.small else {"100 queries": 5, "20 queries": 30}
     apart = float((found - wanted).abs().max() / wanted.abs().max())
+    floors = {"100 queries": 5, "20 queries": 30}
     yield Comparison(f"mask head, {label(setting)}", run, floors, {"100 queries": apart}, rounds=3)
 
 def twenty(ours: Any, image: Tensor) -> float:
@@ -391,10 +389,9 @@ def panoptic(setting: Setting) -> Iterator[Comparison]:
         )[0]
 
     run = {"transformers": of_theirs, "ours": of_ours}
-    floors = {} if setting.small else {"ours": 10}
     with torch.no_grad(): same = of_ours(compat="transformers")["segmentation"] == of_theirs()["segmentation"]
     apart = {"ours": 1 - float(same.float().mean())}  # the share of pixels
-    yield Comparison(f"image → segments, {label(setting)}", run, floors, apart, rounds=3)
+    yield Comparison(f"image → segments, {label(setting)}", run, {"ours": 10}, apart, rounds=3)
 
 # %% ../nbs/98_bench.ipynb #bench037
 def random_labels(count: int, objects: int, device: str, classes: int = 91) -> list[dict[str, Tensor]]:
@@ -461,8 +458,7 @@ def loss(setting: Setting) -> Iterator[Comparison]:
 
     both = {"transformers": lambda: run(theirs), "ours": lambda: run(mine)}
     apart = {"ours": abs(both["ours"]() / both["transformers"]() - 1)}
-    floors = {} if setting.small else {"ours": 3.5}
-    yield Comparison("loss and matching, 8 × 100 × 6", both, floors, apart)
+    yield Comparison("loss and matching, 8 × 100 × 6", both, {"ours": 3.5}, apart)
 
 # %% ../nbs/98_bench.ipynb #losscas6
 def training(setting: Setting) -> Iterator[Comparison]:
@@ -517,8 +513,8 @@ def training(setting: Setting) -> Iterator[Comparison]:
     }
     losses = {name: step() for name, step in run.items()}  # the first, which all compute from the same weights
     apart = {name: abs(value / losses["transformers"] - 1) for name, value in losses.items()}
-    floors, also = ({}, {}) if setting.small else ({"ours": 1.15}, {("ours", "ours, bf16"): 1.6})
-    yield Comparison(f"training step, {count} scenes", run, floors, apart, also=also)
+    also = {("ours", "ours, bf16"): 1.6}
+    yield Comparison(f"training step, {count} scenes", run, {"ours": 1.15}, apart, also=also)
 
 def id_of(name: str) -> str:
     """What names a weight of the backbone in both libraries.
@@ -561,8 +557,7 @@ def processing(setting: Setting) -> Iterator[Comparison]:
         apart = float(
             (run["ours"]()["pixel_values"] - run["transformers"]()["pixel_values"]).abs().max()
         )
-        floors = {} if setting.small else {"ours": floor}
-        yield Comparison(f"processor, {name}", run, floors, {"ours": apart})
+        yield Comparison(f"processor, {name}", run, {"ours": floor}, {"ours": apart})
 
 def post_processing(setting: Setting) -> Iterator[Comparison]:
     """100 queries of which 20 are kept, to segments and to classes of 480 × 640 pixels.
@@ -594,11 +589,10 @@ def post_processing(setting: Setting) -> Iterator[Comparison]:
 
     apart = 1 - float((segments(mine, compat="transformers") == segments(theirs)).float().mean())  # share of pixels
     run = {"transformers": lambda: segments(theirs), "ours": lambda: segments(mine)}
-    floors = ({}, {}) if setting.small else ({"ours": 4}, {"ours": 10})
-    yield Comparison("panoptic post-processing", run, floors[0], {"ours": apart})
+    yield Comparison("panoptic post-processing", run, {"ours": 4}, {"ours": apart})
     apart = 1 - float((classes(mine) == classes(theirs)).float().mean())
     run = {"transformers": lambda: classes(theirs), "ours": lambda: classes(mine)}
-    yield Comparison("semantic post-processing", run, floors[1], {"ours": apart})
+    yield Comparison("semantic post-processing", run, {"ours": 10}, {"ours": apart})
 
 # %% ../nbs/98_bench.ipynb #bench040
 def evaluation(setting: Setting) -> Iterator[Comparison]:
@@ -641,8 +635,7 @@ def evaluation(setting: Setting) -> Iterator[Comparison]:
     tables = [evaluator.summarize(verbose=False) for evaluator in evaluators.values()]
     run = {engine: evaluator.accumulate for engine, evaluator in evaluators.items()}
     apart = {"hotcoco": max(abs(a - b) for a, b in zip(*(table.values() for table in tables)))}
-    floors = {} if setting.small else {"hotcoco": 60}
-    yield Comparison(f"evaluation, {images} images", run, floors, apart, rounds=1)
+    yield Comparison(f"evaluation, {images} images", run, {"hotcoco": 60}, apart, rounds=1)
 
 # %% ../nbs/98_bench.ipynb #bench042
 _MEMORY = """
@@ -711,11 +704,10 @@ def memory(setting: Setting) -> Iterator[dict]:
         Iterator[dict]
     """
     theirs, _ = published("DetrForSegmentation", 250, setting)
-    used: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        for whose in ("transformers", "ours"):
-            used[whose] = run_python(_MEMORY, whose, folder, setting.device, *setting.size)
+        given = folder, setting.device, *setting.size
+        used = {whose: run_python(_MEMORY, whose, *given) for whose in ("transformers", "ours")}
     for whose, gb in used.items():
         times = used["transformers"] / gb if gb else None  # a small model's work may fit into what loading took
         floor = None if setting.small or whose == "transformers" else 3
@@ -806,6 +798,7 @@ def run_bench(
         warnings.simplefilter("ignore")  # of other libraries
         for name in cases or known:
             for item in CASES[name](setting):
+                if setting.small and isinstance(item, Comparison): item.floors = item.also = {}
                 found = measure(item, rounds, setting.device) if isinstance(item, Comparison) else [item]
                 for row in found: say(format_row(row))
                 rows += found

@@ -190,10 +190,11 @@ def to_hub_layout(
         ValueError: if two that differ come under one name.
     """
     state = strip_wrappers(state)
+    joined = {key for key in state if "in_proj_" in key and "backbone." not in key}
     split = {
-        key.replace("in_proj_", f"{name}_proj."): part
+        key.replace("in_proj_", f"{name}_proj.") if key in joined else key: part
         for key, value in state.items() if not key.endswith("num_batches_tracked")
-        for name, part in (zip("qkv", value.chunk(3)) if "in_proj_" in key else [("", value)])
+        for name, part in (zip("qkv", value.chunk(3)) if key in joined else [("", value)])
     }
     layouts = {"transformer.encoder": ORIGINAL_NAMES, "conv_encoder.model.embedder.": NATIVE_NAMES}
     rules = next(
@@ -201,7 +202,8 @@ def to_hub_layout(
     )
     result: dict[str, Tensor] = {}
     for key, value in split.items():
-        other = result.setdefault(name := rename(key, rules), value)
+        of_timm = rules is HUB_5_NAMES and "backbone." in key  # what stands below is timm's, whatever it is called
+        other = result.setdefault(name := rename(key, rules[:2] if of_timm else rules), value)
         if not (other is value or torch.equal(other, value)):
             raise ValueError(f"{key}: a second tensor for {name}, with other numbers")
     return result
@@ -275,7 +277,8 @@ def write_weights(
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     with atomic(path) as part:
-        safetensors.torch.save_file(tensors, part, metadata={"format": "pt"})
+        try: safetensors.torch.save_file(tensors, part, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error: raise OSError(errno.EIO, str(error)) from error  # a full disk
         part.chmod(0o644)  # safetensors lets only the owner read
 
 # %% ../nbs/95_checkpoints.ipynb #7ef680ae

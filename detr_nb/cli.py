@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,13 +103,18 @@ def refuse_foreign(path: Path, force: bool) -> set[str]:
         raise FileExistsError(f"{path} exists, and detr-nb did not write it: choose another place, or pass --force")
     return ours
 
-def claim(path: Path, force: bool, *others: str) -> None:
-    """Get ready to write a file, and others of these names beside it, and put them on the list.
+@contextmanager
+def claim(path: Path, force: bool, *others: str) -> Iterator[None]:
+    """Put a file that the block writes, and others of these names beside it, on the list. What the
+    block did not write, because it failed, leaves the list.
 
     Args:
         path (Path)
         force (bool)
         *others (str)
+
+    Returns:
+        Iterator[None]
 
     Raises:
         FileExistsError: for somebody else's, unless `force`.
@@ -117,9 +125,67 @@ def claim(path: Path, force: bool, *others: str) -> None:
             f"{folder / foreign[0]} exists, and detr-nb did not write it (such files: {len(foreign)}): choose another "
             "place, or pass --force"
         )
-    if not (new := [name for name in (path.name, *others) if name not in ours]): return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / MANIFEST, "a", encoding="utf-8") as file: file.writelines(f"{name}\n" for name in new)
+    manifest, new = folder / MANIFEST, [name for name in (path.name, *others) if name not in ours]
+    with open(manifest, "a", encoding="utf-8") as file: file.writelines(f"{name}\n" for name in new)
+    mark = lambda name: (folder / name).stat().st_mtime_ns if (folder / name).exists() else None
+    before = {name: mark(name) for name in new}
+    try: yield
+    except BaseException:
+        lost = {name for name in new if mark(name) in (None, before[name])}
+        kept = [name for name in manifest.read_text(encoding="utf-8").splitlines() if name not in lost]
+        with suppress(OSError), detr_nb.files.atomic(manifest) as part:
+            part.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
+        raise
+
+def save_figure(figure: Any, path: Path, force: bool, dpi: int = 110) -> None:
+    """A figure as a file that is whole or not there.
+
+    Args:
+        figure (Any)
+        path (Path)
+        force (bool)
+        dpi (int): Defaults to 110.
+    """
+    with claim(path, force), detr_nb.files.atomic(path) as part: figure.savefig(part, dpi=dpi)
+
+def save_json(value: Any, path: Path, force: bool, pretty: bool = False) -> None:
+    """A value as a JSON file.
+
+    Args:
+        value (Any)
+        path (Path)
+        force (bool)
+        pretty (bool): Defaults to False.
+    """
+    with claim(path, force): detr_nb.files.write_json(value, path, pretty)
+
+def refuse_results(json_file: Path | None, figure: Path | None, force: bool) -> None:
+    """Before the work: errors for files of --json and --figure that could not be written after it.
+
+    Args:
+        json_file (Path | None)
+        figure (Path | None)
+        force (bool)
+    """
+    check_figure(figure, json_file)
+    for path in filter(None, (json_file, figure)): refuse_foreign(path, force)
+
+def write_results(
+    value: Any, json_file: Path | None, draw: Callable[[], Any], figure: Path | None, force: bool, pretty: bool = False,
+) -> None:
+    """After the work: the files of --json and --figure, where they were asked for.
+
+    Args:
+        value (Any)
+        json_file (Path | None)
+        draw (Callable[[], Any])
+        figure (Path | None)
+        force (bool)
+        pretty (bool): Defaults to False.
+    """
+    if json_file: save_json(value, json_file, force, pretty)
+    if figure: save_figure(draw(), figure, force)
 
 def check_figure(path: Path | None, json_file: Path | None = None) -> None:
     """`BadParameter` for a figure whose ending matplotlib does not know, or that would be the JSON
@@ -228,8 +294,7 @@ def write_segments(
             {"category_id": s["category_id"], "segmentation": rle, "score": s["score"]}
             for s, rle in zip(segments, rles)
         ]
-    claim(path, force)
-    with detr_nb.files.atomic(path) as part:
+    with claim(path, force), detr_nb.files.atomic(path) as part:
         if task is Task.panoptic: part.write_bytes(detr_nb.evaluation.png_bytes(segmentation))
         else:
             depth = "uint16" if int(segmentation.max()) > 255 else "uint8"
@@ -249,7 +314,7 @@ def demo(
     import matplotlib
     matplotlib.use("Agg")
 
-    for name in ("detections.png", "panoptic.png", "detections.json"): claim(out / name, force)
+    for name in ("detections.png", "panoptic.png", "detections.json"): refuse_foreign(out / name, force)
     model, processor = detr_nb.speed.load_model("scenes", "panoptic")
     images = [Image.fromarray(detr_nb.draw_scene(seed, i, "demo").image) for i in range(pictures)]
     found = find_objects(model, processor, images, Task.detection, threshold)
@@ -260,14 +325,12 @@ def demo(
         axes = detr_nb.visualization.grid(pictures, columns=4, size=2.6)
         for i, (image, result, ax) in enumerate(zip(images, results, axes)):
             draw(image, result, f"scene {i}", ax)
-        with detr_nb.files.atomic(out / f"{name}.png") as part: axes[0].figure.savefig(part, dpi=110)
-    detr_nb.files.write_json(
-        [
-            {"seed": seed, "scene": i, "detections": d, "segments": s["segments_info"]}
-            for i, (d, s) in enumerate(zip(found, segments))
-        ],
-        out / "detections.json",
-    )
+        save_figure(axes[0].figure, out / f"{name}.png", force)
+    drawn = [
+        {"seed": seed, "scene": i, "detections": d, "segments": s["segments_info"]}
+        for i, (d, s) in enumerate(zip(found, segments))
+    ]
+    save_json(drawn, out / "detections.json", force)
     typer.echo(
         f"{sum(map(len, found))} detections over {threshold} on {pictures} fresh scenes (seed {seed})\n"
     )
@@ -383,13 +446,12 @@ def save_drawing(image, found, task: Task, path: Path, force: bool = False) -> N
         path (Path)
         force (bool): Defaults to False.
     """
-    claim(path, force)
     from matplotlib.figure import Figure
     scale = 5 / max(image.size)  # inches: names and lines are drawn for this size
     figure = Figure(figsize=(image.width * scale, image.height * scale), layout="constrained")
     draw = draw_detections if task is Task.detection else draw_segments
     draw(image, found, "", figure.add_subplot())
-    with detr_nb.files.atomic(path) as part: figure.savefig(part, dpi=192)
+    save_figure(figure, path, force, dpi=192)
 
 
 def save_results(
@@ -406,17 +468,15 @@ def save_results(
         out (Any)
         force (bool): Defaults to False.
     """
-    claim(out / f"{task.value}.json", force)
-    if task is Task.instance: return detr_nb.files.write_json(annotations, out / "instance.json")
+    if task is Task.instance: return save_json(annotations, out / "instance.json", force)
     stuff = detr_nb.speed.stuff_ids(config)
     categories = [
         {"id": i, "name": name, "isthing": int(i not in stuff)}
         for i, name in config.id2label.items()
         if name != "N/A"
     ]
-    detr_nb.files.write_json(
-        {"images": images, "annotations": annotations, "categories": categories}, out / f"{task.value}.json"
-    )
+    everything = {"images": images, "annotations": annotations, "categories": categories}
+    save_json(everything, out / f"{task.value}.json", force)
 
 # %% ../nbs/52_cli.ipynb #75c8d7be
 def check_engine(path: Path, engine: str) -> None:
@@ -485,7 +545,11 @@ def detect(
             print(f"{path}: not an image that can be read ({error})", file=sys.stderr)
             failed = True
             continue
-        found: Any = find_objects(network, processor, [image], task, threshold)[0]
+        try: found: Any = find_objects(network, processor, [image], task, threshold)[0]
+        except detr_nb.speed.NoAnswer as error:  # an exported graph that does not take this size
+            print(f"{path}: {error}", file=sys.stderr)
+            failed = True
+            continue
         say(path, image, found if task is Task.detection else found["segments_info"], task, as_json)
         if not out: continue
         save_drawing(image, found, task, drawings[path], force)
@@ -513,16 +577,19 @@ def export(
     "Write a model for another program, and compare what it answers there with what it answers here."
     from detr_nb.speed import EXPORTS, export_model, load_model
     if format not in EXPORTS: raise typer.BadParameter(f"{format!r}: want {', '.join(EXPORTS)}", param_hint="--format")
+    if calibration and not int8:
+        raise typer.BadParameter("want --int8, for which the images are", param_hint="--calibration")
     network, processor = load_model(model, task.value)
     images = None
     if int8:
         if calibration: images = [open_image(path) for path in find_images([str(calibration)])][:64]
-        elif network.config.id2label == detr_nb.SceneDetection.id2label:
+        elif network.config.id2label.items() >= detr_nb.SceneDetection.id2label.items():
             images = [detr_nb.draw_scene(0, i, "train").image for i in range(16)]
         if not images: raise typer.BadParameter("want a folder with some of your images", param_hint="--calibration")
     weights = ["model.bin"] if format == "openvino" else []
-    for name in (EXPORTS[format], *weights, "config.json", "preprocessor_config.json"): claim(out / name, force)
-    apart = export_model(network, processor, out, format, images, overwrite=True)
+    with claim(out / EXPORTS[format], force, *weights, "config.json", "preprocessor_config.json"):
+        print(f"writing {out / EXPORTS[format]} and comparing it: up to a few minutes", file=sys.stderr)
+        apart = export_model(network, processor, out, format, images, overwrite=True)
     typer.echo(
         f"{out / EXPORTS[format]}: differs by at most "
         + ", ".join(f"{v:.0e} ({k})" for k, v in apart.items())
@@ -573,16 +640,20 @@ def train_command(
     masks: Annotated[bool, typer.Option("--masks", help="learn masks too, together with boxes")] = False,
     frozen_detector: Annotated[str | None, typer.Option(help="a finished detector: learn masks alone")] = None,
     panoptic: Annotated[bool, typer.Option("--panoptic", help="learn from panoptic annotations: stuff too")] = False,
-    backbone: Annotated[str, typer.Option(help="any timm name, where no checkpoint is given")] = "resnet50",
+    backbone: Annotated[
+        str | None, typer.Option(help="any timm name, where no checkpoint is given and --preset is coco; else resnet50")
+    ] = None,
     pretrained: Annotated[bool, typer.Option(help="begin with the backbone's pretrained weights")] = True,
     steps: Annotated[int | None, typer.Option(help="length in steps")] = None,
     epochs: Annotated[float | None, typer.Option(help="length in passes over the data")] = None,
     batch_size: Annotated[int | None, typer.Option(help="images a step, over all processes")] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate of all but the backbone")] = None,
     seed: Annotated[int, typer.Option(help="of weights, order and augmentation")] = 0,
-    workers: Annotated[int, typer.Option(help="processes that prepare images")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="processes that prepare images")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the run's last checkpoint")] = False,
-    image_size: Annotated[int | None, typer.Option(min=16, help="shortest edge of the images in pixels")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=16, max=8192, help="shortest edge of the images in pixels")
+    ] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="more than there are objects in an image")] = None,
     augment: Annotated[bool | None, typer.Option(help="flip, random size, random crop")] = None,
     flips: Annotated[bool, typer.Option("--flips", help="mirror and turn over only: images without an up")] = False,
@@ -603,12 +674,18 @@ def train_command(
 
     Run it under `torchrun` or `accelerate launch` for several processes. After SIGTERM it saves and ends with exit code
     75, after Ctrl-C with 130; --resume goes on."""
+    from accelerate.utils import set_seed
     if frozen_detector and model:
         raise typer.BadParameter(
             "give one of --frozen-detector and --model", param_hint="--frozen-detector"
         )
     if flips and augment is not None:
         raise typer.BadParameter("give one of --flips and --augment", param_hint="--flips")
+    if backbone and (model or frozen_detector or preset != "coco"):
+        other = "--preset scenes" if preset != "coco" else "the checkpoint"
+        raise typer.BadParameter(f"{other} has a backbone of its own: leave it out", param_hint="--backbone")
+    if freeze_backbone and backbone_lr is not None:
+        raise typer.BadParameter("give one of --freeze-backbone and --backbone-lr", param_hint="--backbone-lr")
     masks = masks or bool(frozen_detector)
     recipe = choose_recipe(
         preset, masks, bool(frozen_detector), steps, epochs, batch_size=batch_size, lr=lr, seed=seed,
@@ -624,9 +701,10 @@ def train_command(
         val = None
         typer.echo(f"{error}; training goes unwatched", err=True)
     network: Any
+    set_seed(seed)  # of new weights
     network, processor = detr_nb.own_data.start_training(
-        dataset, frozen_detector or model, preset, backbone, pretrained, masks, bool(frozen_detector), queries,
-        image_size,
+        dataset, frozen_detector or model, preset, backbone or "resnet50", pretrained, masks, bool(frozen_detector),
+        queries, image_size,
     )
     if freeze_backbone: (network.detr if masks else network).freeze_backbone()
     if frozen_detector:
@@ -634,8 +712,9 @@ def train_command(
     path = detr_nb.train(
         network, dataset, out, recipe, processor, val, resume, workers, cache=cache, keep=keep, log_with=log_with
     )
+    if os.environ.get("RANK", "0") != "0": return  # of several processes the first one tells
     typer.echo(f"trained model: {path}")
-    if val is not None: typer.echo(f"the best on the val split: {out / 'best'}")
+    if (out / "best").exists(): typer.echo(f"the best on the val split: {out / 'best'}")
 
 # %% ../nbs/52_cli.ipynb #3a6a4160
 def compare_names(of_model: dict[int, str], of_data: dict[int, str]) -> None:
@@ -687,7 +766,7 @@ def eval_command(
         raise typer.BadParameter("segments have one threshold; want detection or instance", param_hint=hint)
     if figure and review is None:
         raise typer.BadParameter("want --review, the score from which on answers are drawn", param_hint="--figure")
-    check_figure(figure, json_file)
+    refuse_results(json_file, figure, force)
     if task is Task.semantic:
         raise typer.BadParameter(
             "semantic maps have no COCO number; want detection, instance or panoptic", param_hint="--task"
@@ -698,18 +777,16 @@ def eval_command(
     network, processor = detr_nb.speed.load_model(model or "scenes", task.value)
     detr_nb.config.check_categories(network.config, dataset.id2label)
     if not allow_other_names: compare_names(network.config.id2label, dataset.id2label)
-    for path in (json_file, figure):
-        if path: refuse_foreign(path, force)
     if task is Task.panoptic:
         if not force and out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists():
             raise FileExistsError(f"{out} holds files that no such command wrote: choose another, or pass --force")
         segments = (
             f"{Path(annotation['file_name']).stem}.png" for annotation in dataset.annotations
         )
-        claim(out / "predictions.json", force, *segments)
-        tables = detr_nb.evaluation.evaluate_panoptic(
-            network, dataset, processor, out, batch_size=batch_size
-        )
+        with claim(out / "predictions.json", force, *segments):
+            tables = detr_nb.evaluation.evaluate_panoptic(
+                network, dataset, processor, out, batch_size=batch_size
+            )
         typer.echo(detr_nb.evaluation.format_qualities(tables))
     else:
         tables = detr_nb.evaluate(
@@ -727,12 +804,7 @@ def eval_command(
             f"{count} {kind}" for kind, count in kinds.items() if count or kind != "on a crowd"
         )
         typer.echo(f"\nanswers over {review:g}: {listed}")
-    for path in (json_file, figure):
-        if path: claim(path, force)
-    if json_file:
-        detr_nb.files.write_json(tables, json_file)
-    if figure:
-        with detr_nb.files.atomic(figure) as part: drawn.savefig(part, dpi=110)
+    write_results(tables, json_file, lambda: drawn, figure, force)
 
 # %% ../nbs/52_cli.ipynb #95452faa
 @data_app.command()
@@ -748,7 +820,7 @@ def scenes(
     typer.echo(f"{folder}: {train} training and {val} validation scenes, seed {seed}")
 
 # %% ../nbs/52_cli.ipynb #c15b14d5
-def draw_check(data: Path, reports: list[dict], panoptic: bool, path: Path) -> None:
+def draw_check(data: Path, reports: list[dict], panoptic: bool) -> Any:
     """Images of every split with their boxes, one below the other, and under them the classes and
     sizes.
 
@@ -756,7 +828,9 @@ def draw_check(data: Path, reports: list[dict], panoptic: bool, path: Path) -> N
         data (Path)
         reports (list[dict])
         panoptic (bool)
-        path (Path)
+
+    Returns:
+        Any
     """
     from matplotlib.figure import Figure
     shown = [] if panoptic else reports  # of segments, the counts alone are drawn
@@ -769,7 +843,7 @@ def draw_check(data: Path, reports: list[dict], panoptic: bool, path: Path) -> N
         row.suptitle(report["split"], fontsize=9)
         detr_nb.datasets.draw_split(dataset, 6, axes=row.subplots(1, 6))
     detr_nb.datasets.draw_counts(reports, last.subplots(1, 2))
-    with detr_nb.files.atomic(path) as part: figure.savefig(part, dpi=110)
+    return figure
 
 # %% ../nbs/52_cli.ipynb #32ff31de
 @data_app.command(name="from-table")
@@ -819,9 +893,7 @@ def check_command(
     force: Force = False,
 ):
     "Say what is in a COCO folder, and what is wrong with it: every entry, every image. The exit code is 1 for a fault."
-    check_figure(figure, json_file)
-    for path in (json_file, figure):
-        if path: refuse_foreign(path, force)
+    refuse_results(json_file, figure, force)
     reports = []
     for split in ("train",) if data.is_file() else detr_nb.datasets.SPLITS:  # one file is one split
         try: detr_nb.datasets.find_split(data, split, "panoptic" if panoptic else "instances")
@@ -833,14 +905,9 @@ def check_command(
     whole = [report for report in reports if "hashes" in report]
     if len(reports) == 2: detr_nb.datasets.compare_splits(*reports)
     for report in reports: typer.echo(detr_nb.datasets.format_report(report) + "\n")
-    for path in (json_file, figure):
-        if path: claim(path, force)
-    if json_file:
-        kept = [
-            {k: v for k, v in report.items() if k not in ("sides", "hashes", "names")} for report in reports
-        ]
-        detr_nb.files.write_json({"splits": kept}, json_file)
-    if figure and whole: draw_check(data, whole, panoptic, figure)
+    kept = [{k: v for k, v in report.items() if k not in ("sides", "hashes", "names")} for report in reports]
+    draw = partial(draw_check, data, whole, panoptic)
+    write_results({"splits": kept}, json_file, draw, figure if whole else None, force)
     if any(report["faults"] for report in reports): raise typer.Exit(1)
 
 # %% ../nbs/52_cli.ipynb #showbatch52
@@ -857,9 +924,9 @@ def show_batch(
         detr_nb.DetrImageProcessor.from_pretrained(model) if known else detr_nb.DetrImageProcessor()
     )
     names = detr_nb.DetrConfig.from_pretrained(model).id2label if known else None
-    claim(path, force)
+    refuse_foreign(path, force)
     axes = detr_nb.runs.draw_batch(batch, processor, names)
-    with detr_nb.files.atomic(path) as part: axes[0].figure.savefig(part, dpi=110)
+    save_figure(axes[0].figure, path, force)
     typer.echo(f"{path}: {len(axes)} images")
 
 # %% ../nbs/52_cli.ipynb #bench521
@@ -881,18 +948,13 @@ def bench(
     import torch
     from detr_nb.bench import Setting, below_floor, describe_machine, draw_bench, run_bench
     if device not in ("cpu", "cuda"): raise typer.BadParameter(f"{device!r}: want cpu or cuda", param_hint="--device")
-    check_figure(figure, json_file)
-    for path in (json_file, figure):
-        if path: refuse_foreign(path, force)
+    refuse_results(json_file, figure, force)
     if threads: torch.set_num_threads(threads)
     machine = describe_machine(device)
     typer.echo(machine)
     rows = run_bench(cases, rounds, Setting(device, small), typer.echo)
-    for path in (json_file, figure):
-        if path: claim(path, force)
-    if json_file: detr_nb.files.write_json({"machine": machine, "rows": rows}, json_file, pretty=True)
-    if figure:
-        with detr_nb.files.atomic(figure) as part: draw_bench(rows, machine).figure.savefig(part, dpi=110)
+    value = {"machine": machine, "rows": rows}
+    write_results(value, json_file, lambda: draw_bench(rows, machine).figure, figure, force, pretty=True)
     low = below_floor(rows)
     for line in low if check else []: print(f"below its floor: {line}", file=sys.stderr)
     if check and low: raise typer.Exit(1)

@@ -577,8 +577,7 @@ def compare_with_masks(
             if outline is None: continue
             x, y, across, down = annotation["bbox"]
             both = torch.tensor([outline, [x, y, x + across, y + down]], dtype=torch.float64)
-            both = both.clamp(min=0).minimum(both.new_tensor([width, height, width, height]))
-            both += both.new_tensor([-2, -2, 2, 2])
+            both = clip_boxes(both, height, width)[0] + both.new_tensor([-2, -2, 2, 2])
             pairs.append((annotation["image_id"], float(box_iou(both[:1], both[1:]))))
     return [image_id for image_id, _ in pairs], np.array([overlap for _, overlap in pairs])
 

@@ -167,7 +167,7 @@ def write_coco(
         }
         for i, (image_id, label, x0, y0, x1, y1) in enumerate(rows, start=1)
     ]
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     categories = [{"id": i + 1, "name": label} for i, label in enumerate(labels)]
     write_json({"images": images, "annotations": annotations, "categories": categories}, path)
     return path
@@ -209,10 +209,11 @@ def find_split(
         return next(
             (place for place in places if first and (place / str(first)).is_file()), data.parent
         ), data
-    candidates = []
-    for name in SPLITS.get(split, (split,)):
-        candidates.append((data / name, data / "annotations" / f"{kind}_{name}.json"))
-        if kind == "instances": candidates.append((data / name, data / name / "_annotations.coco.json"))
+    files = ["annotations/{kind}_{name}.json"] + ["{name}/_annotations.coco.json"] * (kind == "instances")
+    candidates = [
+        (data / name, data / file.format(kind=kind, name=name))
+        for name in SPLITS.get(split, (split,)) for file in files
+    ]
     found = next((pair for pair in candidates if pair[1].is_file()), None)
     if found: return found
     there = (
@@ -351,14 +352,10 @@ def convert_dataset(
         dataset.as_coco(annotations_path=str(Path(work) / "coco.json"))
         data = read_json(Path(work) / "coco.json")
     if not data["images"]: raise ValueError(f"{images}: no image in it that {labels} knows")
-    numbers = {entry["name"]: i for i, entry in enumerate(data["categories"], start=1)}  # from 1, as in COCO
-    known: dict[str, int] = {}  # the classes of other splits keep their numbers
-    for other in sorted(path.parent.glob("instances_*.json")):
-        known |= {entry["name"]: entry["id"] for entry in read_json(other)["categories"]}
-    fresh = (name for name in numbers if name not in known)
-    numbers = known | {
-        name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)
-    }
+    others = sorted(path.parent.glob("instances_*.json"))  # the classes of other splits keep their numbers
+    known = {entry["name"]: entry["id"] for other in others for entry in read_json(other)["categories"]}
+    fresh = dict.fromkeys(entry["name"] for entry in data["categories"] if entry["name"] not in known)
+    numbers = known | {name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)}
     renumbered = {entry["id"]: numbers[entry["name"]] for entry in data["categories"]}
     data["categories"] = [{"id": i, "name": name} for name, i in numbers.items()]
     for entry in data["annotations"]: entry["category_id"] = renumbered[entry["category_id"]]
@@ -382,20 +379,121 @@ def convert_dataset(
     write_json(data, path)
     return path
 
-# %% ../nbs/96_datasets.ipynb #f30234c8
-def _counted_from_one(objects: Sequence[Mapping], images: Mapping[int, Mapping]) -> str:
-    "A note where boxes begin at 1, never at 0, and end at the far edge: corners that were counted from 1."
+# %% ../nbs/96_datasets.ipynb #chk9601
+def image_faults(
+    dataset: CocoDetection | CocoPanoptic,
+    copies: dict[str, list[tuple[str, int]]],  # filled in: a file's hash → path and image id of all that have it
+    progress: bool = False,
+) -> Iterator[Fault]:
+    """What is wrong with the files of a split's images. Every one of them is opened.
+
+    Args:
+        dataset (CocoDetection | CocoPanoptic)
+        copies (dict[str, list[tuple[str, int]]]): filled in: a file's hash → path and image id of
+            all that have it
+        progress (bool): Defaults to False.
+
+    Returns:
+        Iterator[Fault]
+    """
+    from tqdm.auto import tqdm
+    for entry in tqdm(list(dataset.coco.imgs.values()), desc="check images", disable=not progress, leave=False):
+        path = dataset.folder / entry["file_name"]
+        copies.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append((str(path), entry["id"]))
+        try:
+            turn = read_entry(path, entry, [path]).info["orientation"]
+            if turn > 1: yield "note", f"{path}: EXIF orientation {turn}"
+        except ValueError as error: yield "size", str(error)
+        except OSError as error: yield "broken", str(error)
+
+def copy_faults(
+    coco: Any,                                        # the dataset's index
+    copies: Mapping[str, Sequence[tuple[str, int]]],  # what `image_faults` fills in
+) -> Iterator[Fault]:
+    """Images that a split has twice.
+
+    Args:
+        coco (Any): the dataset's index
+        copies (Mapping[str, Sequence[tuple[str, int]]]): what `image_faults` fills in
+
+    Returns:
+        Iterator[Fault]
+    """
+    for group in copies.values():
+        paths = " and ".join(path for path, _ in group[:3])
+        boxes = [sorted((a["category_id"], *a["bbox"]) for a in coco.imgToAnns[image_id]) for _, image_id in group]
+        if any(own != boxes[0] for own in boxes): yield "twice", f"the same image twice, with different boxes: {paths}"
+        elif len(group) > 1: yield "note", f"the same image twice: {paths}"
+
+# %% ../nbs/96_datasets.ipynb #chk9603
+def counting_faults(objects: Sequence[Mapping], images: Mapping[int, Mapping]) -> Iterator[Fault]:
+    """A note where boxes begin at 1, or at −1, none before, and end at the far edge.
+
+    Args:
+        objects (Sequence[Mapping])
+        images (Mapping[int, Mapping])
+
+    Returns:
+        Iterator[Fault]
+    """
     starts = Counter(v for a in objects for v in a["bbox"][:2])
     ends = 0
     for a in objects:
         (x, y, w, h), entry = a["bbox"], images[a["image_id"]]
         ends += (x + w == entry.get("width")) + (y + h == entry.get("height"))
-    if min(starts[1], ends) < 5 or any(start < 1 for start in starts): return ""
-    return (
-        f"{starts[1]} sides of boxes begin at 1, {ends} end at the edge of the image, none begins at 0: "
-        "the corners look counted from 1, as in VOC; subtract 1 from x and y, and add 1 to width and height"
+    first = min(starts, default=0)
+    if first not in (1, -1) or min(starts[first], ends) < 5: return
+    remedy = "subtract 1 from x and y, and add 1 to" if first == 1 else "add 1 to x and y, and subtract 1 from"
+    yield "note", (
+        f"{starts[first]} sides of boxes begin at {first:g}, none before, and {ends} end at the edge of the image: "
+        f"the corners look counted from {first:g}; if so, {remedy} width and height"
     )
 
+def object_faults(
+    coco: Any,     # the dataset's index
+    queries: int,  # of the model that will learn from it
+) -> Iterator[Fault]:
+    """What is wrong with a split's objects: too many for a model, none, outside of their images,
+    twice.
+
+    Args:
+        coco (Any): the dataset's index
+        queries (int): of the model that will learn from it
+
+    Returns:
+        Iterator[Fault]
+    """
+    objects = [a for a in coco.anns.values() if not a["iscrowd"]]
+    an_image = Counter(a["image_id"] for a in objects)
+    crowded = [f"image {i} has {count}" for i, count in an_image.items() if count > queries]
+    words = f"{len(crowded)} images have more objects than {queries} queries: {first_three(crowded)}"
+    if crowded: yield "queries", words
+    if not objects: yield "empty", "no image has an object"
+    flat = 0  # of the images whose size the file says
+    for i, entry in coco.imgs.items():
+        if not {"height", "width"} <= entry.keys(): continue
+        target = detection_target({"image_id": i, "annotations": coco.imgToAnns[i]}, entry["height"], entry["width"])
+        flat += an_image[i] - len(target["boxes"])
+    if 2 * flat > len(objects): yield "boxes", f"{flat} of {len(objects)} have no area inside their image"
+    times = Counter((a["image_id"], a["category_id"], *a["bbox"]) for a in objects)
+    again = [f"image {key[0]}, {list(key[2:])}" for key, count in times.items() if count > 1]
+    if again: yield "note", f"the same box twice ({len(again)}): {first_three(again)}"
+    yield from counting_faults(objects, coco.imgs)
+
+def name_faults(names: Sequence[str]) -> Iterator[Fault]:
+    """Classes whose names hardly differ.
+
+    Args:
+        names (Sequence[str])
+
+    Returns:
+        Iterator[Fault]
+    """
+    alike = defaultdict(list)
+    for name in names: alike[" ".join(name.lower().split())].append(name)
+    yield from (("note", f"names of classes that hardly differ: {same}") for same in alike.values() if len(same) > 1)
+
+# %% ../nbs/96_datasets.ipynb #f30234c8
 def check_split(
     data: str | os.PathLike,  # as `open_split` takes it
     split: str,
@@ -416,7 +514,6 @@ def check_split(
     Returns:
         dict[str, Any]
     """
-    from tqdm.auto import tqdm
     faults: dict[str, list[str]] = defaultdict(list)
     report: dict[str, Any] = {"split": split, "faults": faults, "notes": []}
     with warnings.catch_warnings(record=True) as said:
@@ -425,60 +522,23 @@ def check_split(
         except (ValueError, OSError) as error:
             faults["file"].append(str(error))
             return report
-    for warning in said:
-        text = str(warning.message)
-        (faults["missing"] if "no such file" in text else report["notes"]).append(text)
-    coco, copies = dataset.coco, defaultdict(list)
-    for entry in tqdm(list(coco.imgs.values()), desc=f"check {split}", disable=not progress, leave=False):
-        path = dataset.folder / entry["file_name"]
-        copies[hashlib.sha256(path.read_bytes()).hexdigest()].append((str(path), entry["id"]))
-        try:
-            image = read_entry(path, entry, [path])
-            if (turn := image.info["orientation"]) > 1: report["notes"].append(f"{path}: EXIF orientation {turn}")
-        except ValueError as error: faults["size"].append(str(error))
-        except OSError as error: faults["broken"].append(str(error))
-    for group in copies.values():
-        if len(group) == 1: continue
-        paths = " and ".join(path for path, _ in group[:3])
-        boxes = [
-            sorted((a["category_id"], *a["bbox"]) for a in coco.imgToAnns[image_id])
-            for _, image_id in group
-        ]
-        if all(own == boxes[0] for own in boxes): report["notes"].append(f"the same image twice: {paths}")
-        else: faults["twice"].append(f"the same image twice, with different boxes: {paths}")
+    coco, names, copies = dataset.coco, dataset.id2label, {}
+    found = [("missing" if "no such file" in str(w.message) else "note", str(w.message)) for w in said]
+    found += [*image_faults(dataset, copies, progress), *copy_faults(coco, copies)]
+    found += [*object_faults(coco, queries), *name_faults(list(names.values()))]
+    for kind, message in found: (report["notes"] if kind == "note" else faults[kind]).append(message)
     objects = [a for a in coco.anns.values() if not a["iscrowd"]]
-    an_image = Counter(a["image_id"] for a in objects)
-    crowded = [f"image {i} has {count}" for i, count in an_image.items() if count > queries]
-    if crowded: faults["queries"].append(f"more objects than {queries} queries: {first_three(crowded)}")
-    if not objects: faults["empty"].append("no image has an object")
-    flat = 0  # of the images whose size the file says
-    for i, entry in coco.imgs.items():
-        if not {"height", "width"} <= entry.keys(): continue
-        target = detection_target({"image_id": i, "annotations": coco.imgToAnns[i]}, entry["height"], entry["width"])
-        flat += an_image[i] - len(target["boxes"])
-    if 2 * flat > len(objects): faults["boxes"].append(f"{flat} of {len(objects)} have no area inside their image")
-    times = Counter((a["image_id"], a["category_id"], *a["bbox"]) for a in objects)
-    again = [f"image {key[0]}, {list(key[2:])}" for key, count in times.items() if count > 1]
-    if again: report["notes"].append(f"the same box twice ({len(again)}): {first_three(again)}")
-    if note := _counted_from_one(objects, coco.imgs): report["notes"].append(note)
-    alike = defaultdict(list)
-    for name in dataset.id2label.values(): alike[" ".join(name.lower().split())].append(name)
-    report["notes"] += [
-        f"names of classes that hardly differ: {names}"
-        for names in alike.values()
-        if len(names) > 1
-    ]
+    an_image, classes = (Counter(a[key] for a in objects) for key in ("image_id", "category_id"))
     sides = [math.sqrt(a["area"]) for a in objects]
     limits = {"small": (0, 32), "medium": (32, 96), "large": (96, math.inf)}
-    report |= {
+    return report | {
         "images": len(coco.imgs), "objects": len(objects), "crowds": len(coco.anns) - len(objects),
         "without objects": len(coco.imgs) - len(an_image), "most in an image": max(an_image.values(), default=0),
-        "classes": {n: sum(a["category_id"] == i for a in objects) for i, n in dataset.id2label.items()},
+        "classes": {name: classes[i] for i, name in names.items()},
         "by size": {name: sum(a <= side < b for side in sides) for name, (a, b) in limits.items()},
-        "names": dataset.id2label, "sides": sides, "hashes": {key: group[0][0] for key, group in copies.items()},
-        "faults": {kind: messages for kind, messages in faults.items() if messages},
+        "names": names, "sides": sides, "hashes": {key: group[0][0] for key, group in copies.items()},
+        "faults": dict(faults),
     }
-    return report
 
 def format_report(report: Mapping[str, Any]) -> str:
     """What `check_split` found, as text.
@@ -521,7 +581,6 @@ def compare_splits(
     if both: val["faults"]["in both splits"] = [f"{train['hashes'][key]} and {val['hashes'][key]}" for key in both]
     if clash := clashing_names(train["names"], val["names"]):
         val["faults"]["categories"] = [f"{train['split']} and {val['split']} differ: {name}" for name in clash]
-
 
 # %% ../nbs/96_datasets.ipynb #34ba2c8c
 def draw_split(

@@ -56,6 +56,11 @@ class Output(dict):
         if key in self:
             super().__setitem__(key, value)
 
+    def __delitem__(self, *_):
+        raise TypeError(f"the fields of {type(self).__name__} stay: dict(outputs) is a copy that can lose some")
+
+    pop = setdefault = __delitem__
+
     def to_tuple(self) -> tuple:
         """The fields that are not None, in order.
 
@@ -198,6 +203,9 @@ def image_tokens(
     pixel_mask = (
         torch.ones_like(pixel_values[:, 0], dtype=torch.bool) if pixel_mask is None else pixel_mask
     )
+    if pixel_mask.shape != pixel_values[:, 0].shape:
+        wanted = tuple(pixel_values[:, 0].shape)
+        raise ValueError(f"pixel_mask has shape {tuple(pixel_mask.shape)}: want that of the images, {wanted}")
     if pixel_values.is_floating_point(): pixel_values = pixel_values.to(model.input_projection.weight.dtype)
     features, positions = model.backbone(pixel_values, pixel_mask)
     last, mask = features[-1]
@@ -687,6 +695,8 @@ def inference_copy(
     Returns:
         _Model
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype={dtype!r}: want a floating-point type such as torch.bfloat16, or None")
     copied: Any = deepcopy(model).eval()
     for part in copied.modules():
         if isinstance(part, ConvEncoder): fold_norms(part)

@@ -32,6 +32,7 @@ from .losses import gather_objects, rank_and_world
 from .mask_head import DetrForSegmentation
 from .post_processing import resize_masks, split_outputs, to_rle
 from .processor import DetrImageProcessor
+from .runs import is_fixed, naming_errors, own_draw
 
 # %% auto #0
 __all__ = [
@@ -310,6 +311,20 @@ def check_transforms(dataset, targets: Sequence[Mapping], sizes: Sequence[tuple[
             )
 
 @inference_mode()
+def look_at(dataset: Any, index: int) -> tuple[Any, Any]:
+    """An image and its target. Somebody's own code gets the same random numbers every time, and its
+    errors the index.
+
+    Args:
+        dataset (Any)
+        index (int)
+
+    Returns:
+        tuple[Any, Any]
+    """
+    if is_fixed(dataset): return dataset[index]
+    with own_draw(f"val {index}"), naming_errors(f"dataset[{index}]"): return dataset[index]
+
 def run_model(
     model: Any,                       # pixel_values, pixel_mask → outputs
     dataset, processor: DetrImageProcessor, batch_size: int, progress: bool,
@@ -341,7 +356,7 @@ def run_model(
         for start in tqdm(
             range(0, len(mine), batch_size), desc="evaluate", leave=False, disable=not progress or rank > 0
         ):
-            images, targets = zip(*(dataset[i] for i in mine[start : start + batch_size]))
+            images, targets = zip(*(look_at(dataset, i) for i in mine[start : start + batch_size]))
             tensors = [processor.to_tensor(image) for image in images]
             batch = processor.collate(
                 [processor.encode(pixels, None, True) for pixels in tensors]

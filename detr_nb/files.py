@@ -19,6 +19,7 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def atomic(
         Iterator[Path]: a temporary file in the same folder: write to this one
     """
     path = Path(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{os.getpid()}-{get_ident()}.part{path.suffix}")
     part.unlink(missing_ok=True)  # if it is a link, writing would go to where it leads
     try:
         yield part
@@ -124,13 +125,14 @@ def read_log(
 
 # %% ../nbs/91_files.ipynb #e676a618
 class Log:
-    """Rows of numbers in a CSV file. Rows after `step` of an earlier run are taken back.
+    """Rows of numbers in a CSV file. Rows after `step` of an earlier run are taken back. A row with
+    a number of another name adds a column.
 
     Args:
         folder (Path)
         step (int)
     """
-    columns = (
+    columns: tuple[str, ...] = (
         "step", "pictures", "lr", "grad_norm", "loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask",
         "loss_dice", "cardinality_error", "AP", "AP50", "AP75", "AP things", "mask AP", "mask AP things",
         "PQ", "PQ things", "PQ stuff",
@@ -138,10 +140,13 @@ class Log:
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / "log.csv"
-        kept = [row for row in read_log(self.path) if row["step"] <= step] if step else []
+        self._begin([row for row in read_log(self.path) if row["step"] <= step] if step else [])
+
+    def _begin(self, rows: list[dict[str, float]]) -> None:
+        self.columns = tuple(dict.fromkeys([*self.columns, *(name for row in rows for name in row)]))
         with atomic(self.path) as part:
             part.write_text(",".join(self.columns) + "\r\n", newline="")
-            self._append(part, kept)
+            self._append(part, rows)
 
     def _append(self, path: Path, rows: list[dict[str, float]]) -> None:
         with open(path, "a", newline="") as file:
@@ -155,7 +160,8 @@ class Log:
         Args:
             row (dict[str, float])
         """
-        self._append(self.path, [row])
+        if row.keys() <= set(self.columns): self._append(self.path, [row])
+        else: self._begin([*read_log(self.path), row])
 
 # %% ../nbs/91_files.ipynb #9dcd004e
 def to_rgb(
@@ -436,6 +442,13 @@ def _refuse_strange(value: Any, name: str) -> None:
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
     for item in inside: _refuse_strange(item, name)
 
+def _in_short(value: Any) -> str:
+    "A value as a reader wants to see it in one line; of a large tensor or array the shape."
+    shape = getattr(value, "shape", ())
+    if np.prod(shape) > 12: return f"{type(value).__name__} of shape {tuple(shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}…"
+
 def _is_traced() -> bool:
     "Whether torch is watching instead of computing: then nothing can be compared."
     torch = sys.modules.get("torch")
@@ -471,6 +484,8 @@ def _closed_book(answer: Callable, without: Collection[str], in_place: bool) -> 
             raise AssertionError(f"{answer.__name__} changed what it was given")
         if _only_data([args, kwargs]) and not _same(_frozen(result), _frozen(alone(*args, **kwargs))):
             raise AssertionError(f"{answer.__name__} was asked the same twice, and gave two answers")
+        asked = [*map(_in_short, args), *(f"{name}={_in_short(value)}" for name, value in kwargs.items())]
+        guarded.__dict__["last"] = f"{answer.__name__}({', '.join(asked)}) gave {_in_short(result)}"
         return result
 
     return guarded
@@ -508,7 +523,11 @@ def check(
 
         @wraps(judge)
         def again(answer: Callable) -> None:
-            judge(_closed_book(answer, without, in_place))
+            guarded = _closed_book(answer, without, in_place)
+            try: judge(guarded)
+            except AssertionError as error:  # says which call it was, where the check itself says nothing
+                error.args = error.args or tuple(filter(None, [getattr(guarded, "last", None)]))
+                raise
             print(f"{answer.__name__}: passed")
 
         try:

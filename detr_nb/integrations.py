@@ -89,6 +89,13 @@ def mask_entries(
     ]
 
 # %% ../nbs/97_integrations.ipynb #0e58f8c5
+def _accumulated(evaluation: Any, image_ids: list[int]) -> Any:
+    "An evaluation, of pycocotools or hotcoco, after its work on some images."
+    evaluation.params.imgIds = image_ids
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
+
 def evaluate_by_pycocotools(truth, results, iou_type: Any, image_ids: list[int]) -> Any:
     """A `COCOeval` of results for some images, accumulated.
 
@@ -103,11 +110,7 @@ def evaluate_by_pycocotools(truth, results, iou_type: Any, image_ids: list[int])
     """
     from pycocotools.cocoeval import COCOeval
     found = truth.loadRes(results) if len(results) else type(truth)()
-    evaluation = COCOeval(truth, found, iou_type)
-    evaluation.params.imgIds = image_ids
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation
+    return _accumulated(COCOeval(truth, found, iou_type), image_ids)
 
 def evaluate_by_hotcoco(truth, results, iou_type: Any, image_ids: list[int]) -> Any:
     """The same, many times faster; needs the package `hotcoco`.
@@ -124,10 +127,7 @@ def evaluate_by_hotcoco(truth, results, iou_type: Any, image_ids: list[int]) -> 
     from pycocotools.cocoeval import COCOeval
     hotcoco: Any = import_module("hotcoco")
     dataset = hotcoco.COCO(truth.dataset)
-    fast = hotcoco.COCOeval(dataset, dataset.loadRes(results), iou_type)
-    fast.params.imgIds = image_ids
-    fast.evaluate()
-    fast.accumulate()
+    fast = _accumulated(hotcoco.COCOeval(dataset, dataset.loadRes(results), iou_type), image_ids)
     evaluation: Any = COCOeval(iouType=iou_type)
     evaluation.params.imgIds, evaluation.params.catIds = image_ids, sorted(truth.getCatIds())
     arrays = {name: np.asarray(fast.eval[name]) for name in ("precision", "recall", "scores")}

@@ -32,10 +32,9 @@ def mean_over_processes(
     Returns:
         Tensor: its mean over all processes
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return total
-    total = total.clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
+    world = rank_and_world()[1]
+    if world > 1: torch.distributed.all_reduce(total := total.clone())
+    return total / world
 
 def rank_and_world() -> tuple[int, int]:
     """The number of this process, and how many there are: 0 and 1 without others.
@@ -391,8 +390,9 @@ def weighted_sum(
     losses: Mapping[str, Tensor],  # what `DetrLoss` returns
     bbox: float = 5, giou: float = 2, mask: float = 1, dice: float = 1,
 ) -> Tensor:                       # scalar
-    """The one number that is minimised; auxiliary layers weigh as much as the last. The cardinality
-    error is only watched.
+    """The one number that is minimised; auxiliary layers weigh as much as the last. What a loss of
+    your own adds under another name, `loss_…`, counts as it is. The cardinality error is only
+    watched.
 
     Args:
         losses (Mapping[str, Tensor]): what `DetrLoss` returns
@@ -405,7 +405,7 @@ def weighted_sum(
         Tensor: scalar
     """
     weights = {"loss_ce": 1, "loss_bbox": bbox, "loss_giou": giou, "loss_mask": mask, "loss_dice": dice}
-    return torch.stack([
-        weight * value for name, value in losses.items()
-        for kind, weight in weights.items() if name.startswith(kind)  # "loss_ce_0" is of the kind "loss_ce"
+    weight = lambda name: next((w for kind, w in weights.items() if name.startswith(kind)), 1)
+    return torch.stack([  # "loss_ce_0" is of the kind "loss_ce"
+        weight(name) * value for name, value in losses.items() if name.startswith("loss_")
     ]).sum()

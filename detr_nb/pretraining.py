@@ -282,14 +282,14 @@ def scenes_processor() -> DetrImageProcessor:
     return DetrImageProcessor(size={"shortest_edge": SIZE, "longest_edge": 2 * SIZE})
 
 def init_scenes_detector(
-    backbone: str | os.PathLike = ASSETS / "scenes" / "backbone.safetensors",  # its pretrained weights
+    backbone: str | os.PathLike | None = ASSETS / "scenes" / "backbone.safetensors",  # pretrained weights; None: random
     seed: int = 0,
 ) -> DetrForObjectDetection:
     """The embedded model before its first step: a pretrained backbone, everything else random.
 
     Args:
-        backbone (str | os.PathLike): its pretrained weights. Defaults to ASSETS / "scenes" /
-            "backbone.safetensors".
+        backbone (str | os.PathLike | None): pretrained weights; None: random. Defaults to ASSETS /
+            "scenes" / "backbone.safetensors".
         seed (int): Defaults to 0.
 
     Returns:
@@ -297,7 +297,7 @@ def init_scenes_detector(
     """
     torch.manual_seed(seed)
     detector = DetrForObjectDetection(scenes_config(use_pretrained_backbone=False))
-    detector.model.backbone.conv_encoder.model.load_state_dict(read_weights(backbone))
+    if backbone: detector.model.backbone.conv_encoder.model.load_state_dict(read_weights(backbone))
     detector.unfreeze_backbone()  # stem and layer1 go on learning, too
     return detector
 
@@ -340,11 +340,7 @@ def compare_beginnings(
     from tqdm.auto import trange
     if beginning not in (known := ("pretrained", "frozen", "random", "normalised")):
         raise ValueError(f"beginning={beginning!r}: want one of {known}")
-    detector = init_scenes_detector(backbone, seed)
-    if beginning in ("random", "normalised"):
-        torch.manual_seed(seed)
-        detector = DetrForObjectDetection(scenes_config(use_pretrained_backbone=False))
-        detector.unfreeze_backbone()
+    detector = init_scenes_detector(None if beginning in ("random", "normalised") else backbone, seed)
     if beginning == "normalised":
         encoder = detector.model.backbone.conv_encoder
         encoder.model, encoder.padding = create_backbone("detr_nb_resnet"), None  # scenes have no padding

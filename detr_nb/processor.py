@@ -117,7 +117,8 @@ def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
             changed.update({k: map_tensors(change, v) for k, v in value.items()})
             return changed
         case list() | tuple():
-            return [map_tensors(change, v) for v in value]
+            changed = [map_tensors(change, v) for v in value]
+            return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
         case _:
             return value
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .boxes import box_cxcywh_to_xyxy
 from .config import DetrConfig
-from .data import CocoDetection, CocoPanoptic, first_three, is_whole
+from .data import CocoDetection, CocoPanoptic, SceneDetection, first_three, is_whole
 from detr_nb.visualization import (
     check_range, class_bars, class_colour, class_name, draw_box, grid, panels, show_axis, show_boxes, show_heat,
 )
@@ -159,7 +159,7 @@ def aspect_ratios(dataset: Any) -> list[float] | None:
     return [entry["height"] / entry["width"] for entry in entries]
 
 # %% ../nbs/99_runs.ipynb #runs0015
-def describe_run(detector: nn.Module, dataset: Any, processor: Any) -> dict[str, Any]:
+def describe_run(detector: nn.Module, dataset: Any, processor: Any, val: Any = None) -> dict[str, Any]:
     """What a training works on, as a checkpoint keeps it: the data (its file by a hash), the
     network, the processor.
 
@@ -167,17 +167,22 @@ def describe_run(detector: nn.Module, dataset: Any, processor: Any) -> dict[str,
         detector (nn.Module)
         dataset (Any)
         processor (Any)
+        val (Any)
 
     Returns:
         dict[str, Any]
     """
-    file = getattr(dataset, "ann_file", None)
+    def mark(data: Any) -> str | None:
+        if isinstance(data, SceneDetection): return f"{data.count} scenes, {data.split}, seed {data.seed}"
+        file = getattr(data, "ann_file", None)
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+
     config: Any = detector.config
     settings = {"config": config.to_dict(), "processor": processor.to_dict()}
     return {
         "model": type(detector).__name__, "data": type(dataset).__name__, "images": len(dataset),
         "categories": dict(dataset.id2label), "seed of the scenes": getattr(dataset, "seed", None),
-        "annotations": None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12],
+        "annotations": None if isinstance(dataset, SceneDetection) else mark(dataset), "annotations of val": mark(val),
     } | {f"{kind}.{k}": v for kind, own in settings.items() for k, v in own.items() if k != "architectures"}
 
 def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path: Path) -> None:
@@ -195,6 +200,7 @@ def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path:
              "accumulate": 1}
     old, new = (newer | old_recipe | old_run), recipe | run
     free = {"patience"} | ({"ema_warmup"} if not recipe["ema"] else set())
+    if None in (old.get("annotations of val"), new.get("annotations of val")): free |= {"annotations of val"}
     names = [name for name in new if name in old and old[name] != new[name] and name not in free]
     if not names: return
     changed = "; ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in names[:5])
@@ -223,8 +229,9 @@ def find_checkpoint(
         FileNotFoundError: for one to be resumed that does not exist.
     """
     path = out / "checkpoint.pt"
-    there = [found for found in (path, out / "model", out / "log.csv") if found.exists()]
-    interrupted = there == [out / "log.csv"] and (out / ".lock").exists()  # a training before its first checkpoint
+    there = [found for found in (path, out / "model", out / "log.csv", out / "best") if found.exists()]
+    begun = (out / "log.csv").exists() and (out / ".lock").exists()
+    interrupted = begun and not {path, out / "model"} & {*there}  # a training before its first checkpoint
     if there and not resume and not interrupted:
         raise FileExistsError(
             f"{there[0]} exists: pass resume=True (--resume) to go on, or choose another folder"
@@ -324,6 +331,57 @@ def own_random_numbers() -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
+
+def is_fixed(dataset: Any) -> bool:
+    """Whether an image is the same whenever it is asked for: a dataset of this library without
+    `transforms`.
+
+    Args:
+        dataset (Any)
+
+    Returns:
+        bool
+    """
+    ours = type(dataset) in (CocoDetection, CocoPanoptic, SceneDetection)
+    return ours and getattr(dataset, "transforms", None) is None
+
+@contextmanager
+def naming_errors(what: str) -> Iterator[None]:
+    """What somebody's own code raises inside the block, with the name of what it worked on.
+
+    Args:
+        what (str)
+
+    Returns:
+        Iterator[None]
+    """
+    try: yield
+    except OSError: raise  # it names a file
+    except Exception as error:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"{what}: {type(error).__name__}: {error}") from error
+
+@contextmanager
+def own_draw(number: str) -> Iterator[None]:
+    """Random numbers on the CPU that depend on the number of the draw; afterwards all go on as
+    before.
+
+    Args:
+        number (str)
+
+    Returns:
+        Iterator[None]
+    """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = random.Random(number).getrandbits(32)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try: yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 def ignore_sigterm(worker: int) -> None:
     """For a process that prepares images: the one that trains decides when to stop.

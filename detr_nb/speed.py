@@ -11,7 +11,7 @@ import random
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from .boxes import masks_to_boxes
 from .checkpoints import WEIGHT_FILES
 from .config import DetrConfig
+from .data import is_whole
 from .detector import DetrForObjectDetection, DetrObjectDetectionOutput, evaluating
 from .mask_head import DetrForSegmentation, DetrSegmentationOutput
 from .post_processing import check_numbers
@@ -33,8 +34,8 @@ TASKS = "detection", "instance", "panoptic", "semantic"
 
 # %% auto #0
 __all__ = [
-    "TASKS", "take_turns", "seconds_of", "seconds_on_gpu", "ExportedModel", "export_model",
-    "load_model", "stuff_ids", "predict"
+    "TASKS", "take_turns", "seconds_of", "seconds_on_gpu", "NoAnswer", "ExportedModel",
+    "refuse_others", "export_model", "load_model", "stuff_ids", "predict"
 ]
 
 # %% ../nbs/51_speed.ipynb #speed008
@@ -196,6 +197,9 @@ def find_export(
     return path / found[0] if len(found) == 1 else None
 
 # %% ../nbs/51_speed.ipynb #speed043
+class NoAnswer(RuntimeError):
+    "A graph that another program runs failed."
+
 class ExportedModel(nn.Module):
     """A model that `export_model` has written, run by ONNX Runtime, OpenVINO or PyTorch; no model
     class of this library is built. `model(pixel_values, pixel_mask)` returns logits, pred_boxes
@@ -225,6 +229,7 @@ class ExportedModel(nn.Module):
         hints = {"float32": "f32", "bfloat16": "bf16"}
         if precision not in hints or precision != "float32" and file.suffix != ".xml":
             raise ValueError(f"precision={precision!r}: want 'float32' or, for OpenVINO, 'bfloat16'")
+        self.source = file.resolve(), precision, threads
         self.config: Any = DetrConfig.from_pretrained(file.parent)
         self.processor: Any = DetrImageProcessor.from_pretrained(file.parent)
         threads = threads or torch.get_num_threads()
@@ -242,10 +247,14 @@ class ExportedModel(nn.Module):
             import openvino
             settings = {"INFERENCE_PRECISION_HINT": hints[precision], "INFERENCE_NUM_THREADS": threads}
             compiled = openvino.Core().compile_model(str(file), "CPU", settings)
-            self.run = lambda x, mask: list(compiled([x.numpy(), mask.numpy()]).values())
+            # a request of its own for each batch: OpenVINO leaves the last answers in one that failed
+            self.run = lambda x, mask: list(compiled.create_infer_request().infer([x.numpy(), mask.numpy()]).values())
         else:
             graph = torch.export.load(file).module()
             self.run = lambda x, mask: graph(x, mask)
+
+    def __reduce__(self):
+        return type(self), self.source
 
     @torch.inference_mode()
     def forward(
@@ -263,7 +272,15 @@ class ExportedModel(nn.Module):
             DetrObjectDetectionOutput | DetrSegmentationOutput
         """
         mask = torch.ones_like(pixel_values[:, 0]) if pixel_mask is None else pixel_mask
-        logits, boxes, *masks = map(torch.as_tensor, self.run(pixel_values.float(), mask.long()))
+        shape = tuple(pixel_values.shape)
+        if mask.shape != pixel_values[:, 0].shape or shape[1:-2] != (self.config.num_channels,):
+            raise ValueError(f"pixel_values {shape}, pixel_mask {tuple(mask.shape)}: want (B, 3, H, W) and (B, H, W)")
+        hint = " (too small?)" if min(shape[-2:]) < 32 else ""
+        failed = f"{self.source[0]}: the graph gave no answer for images of shape {shape}{hint}"
+        try: logits, boxes, *masks = map(torch.as_tensor, self.run(pixel_values.float(), mask.long()))
+        except Exception as error:
+            raise NoAnswer(f"{failed}: {' '.join(str(error).split())}") from error
+        if len(logits) != len(pixel_values): raise NoAnswer(failed)
         if masks: return DetrSegmentationOutput(logits=logits, pred_boxes=boxes, pred_masks=masks[0])
         return DetrObjectDetectionOutput(logits=logits, pred_boxes=boxes)
 
@@ -346,6 +363,18 @@ def compare_outputs(
     return apart
 
 # %% ../nbs/51_speed.ipynb #speed047
+def refuse_others(part: Path, folder: Path) -> None:
+    """`FileExistsError` for a file that is in both folders, with other bytes.
+
+    Args:
+        part (Path)
+        folder (Path)
+    """
+    for file in sorted(part.iterdir()):
+        place = folder / file.name
+        if place.exists() and place.read_bytes() != file.read_bytes():
+            raise FileExistsError(f"{place} is another: choose another folder, or pass overwrite=True")
+
 def export_model(
     model: DetrForObjectDetection | DetrForSegmentation,
     processor: DetrImageProcessor,
@@ -374,6 +403,9 @@ def export_model(
     if format not in EXPORTS: raise ValueError(f"format={format!r}: want {', '.join(map(repr, EXPORTS))}")
     if calibration is not None and format != "openvino":
         raise ValueError(f"calibration with format={format!r}: want 'openvino'")
+    if calibration is not None and not len(calibration): raise ValueError("calibration is empty: want some images")
+    if isinstance(model, ExportedModel): raise TypeError("model is an export: want the checkpoint that it is of")
+    if processor is None: raise TypeError("processor=None: want the model's own")
     folder, plain = Path(folder), TupleOutputs(fix_pools(model.optimize().cpu()))
     as_given = TupleOutputs(deepcopy(model).cpu().eval())  # neither folded nor mended
     if (folder / EXPORTS[format]).exists() and not overwrite:
@@ -381,20 +413,17 @@ def export_model(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export_") as name:
         part = Path(name)
-        write_graph(plain, format, part)
-        if calibration is not None: quantize(part / EXPORTS[format], calibration, processor)
         model.config.save_pretrained(part)
         processor.save_pretrained(part)
+        if not overwrite: refuse_others(part, folder)  # before the work, and once more after it
+        write_graph(plain, format, part)
+        if calibration is not None: quantize(part / EXPORTS[format], calibration, processor)
         exported = ExportedModel(part)
         apart = compare_outputs(exported, as_given)
         if calibration is None and max(apart.values()) > 1e-3:
             raise ValueError(f"the exported model differs from the model: {apart}, want at most 1e-3")
-        files = sorted(part.iterdir())
-        for file in files:
-            place = folder / file.name
-            if place.exists() and place.read_bytes() != file.read_bytes() and not overwrite:
-                raise FileExistsError(f"{place} is another: choose another folder, or pass overwrite=True")
-        for file in files: os.replace(file, folder / file.name)
+        if not overwrite: refuse_others(part, folder)
+        for file in sorted(part.iterdir()): os.replace(file, folder / file.name)
     return apart
 
 # %% ../nbs/51_speed.ipynb #speed052
@@ -483,7 +512,7 @@ def predict_batch(
     Returns:
         list[dict]
     """
-    inputs = processor(images, return_tensors="pt", input_data_format="channels_first")
+    inputs = processor(images, return_tensors="pt", input_data_format="channels_first", do_pad=True)
     inputs = inputs.to(next((p.device for p in model.parameters()), torch.device("cpu")))
     given: dict[str, Any] = dict(
         target_sizes=[image.shape[1:] for image in images], pixel_mask=inputs.pixel_mask
@@ -496,7 +525,9 @@ def predict_batch(
     else: outputs = run(inputs.pixel_values, inputs.pixel_mask)
     if task == "detection": return processor.post_process_object_detection(outputs, threshold, **given)
     if "pred_masks" not in outputs:
-        raise ValueError(f"task={task!r}, but {type(model).__name__} draws no masks: want DetrForSegmentation")
+        exported = isinstance(model, ExportedModel)
+        wanted = f"export one that does (--task {task})" if exported else "want DetrForSegmentation"
+        raise ValueError(f"task={task!r}, but {type(model).__name__} draws no masks: {wanted}")
     if task == "panoptic":
         results = processor.post_process_panoptic_segmentation(
             outputs, threshold, label_ids_to_fuse=stuff_ids(config), **given
@@ -514,7 +545,7 @@ def predict_batch(
 # %% ../nbs/51_speed.ipynb #speed061
 @torch.inference_mode()
 def predict(
-    images: Any,                                  # one image or a list: PIL, arrays, tensors, paths of files
+    images: Any,                                  # one image, a list or an iterator: PIL, arrays, tensors, paths
     model: Any,                                   # a model, what `ExportedModel` opens, or a name as in `load_model`
     processor: DetrImageProcessor | None = None,  # the model's own, where the model is given by name
     task: str = "detection",                      # or "instance", "panoptic", "semantic": these want masks
@@ -530,7 +561,7 @@ def predict(
     exported model.
 
     Args:
-        images (Any): one image or a list: PIL, arrays, tensors, paths of files
+        images (Any): one image, a list or an iterator: PIL, arrays, tensors, paths
         model (Any): a model, what `ExportedModel` opens, or a name as in `load_model`
         processor (DetrImageProcessor | None): the model's own, where the model is given by name
         task (str): or "instance", "panoptic", "semantic": these want masks. Defaults to
@@ -546,15 +577,17 @@ def predict(
         ValueError: for another task, and where no processor is given.
     """
     if task not in TASKS: raise ValueError(f"task={task!r}: want {', '.join(map(repr, TASKS))}")
-    if batch_size < 1: raise ValueError(f"batch_size={batch_size!r}: want at least 1")
+    if not is_whole(batch_size, least=1): raise ValueError(f"batch_size={batch_size!r}: want at least 1")
     check_numbers(None, threshold=threshold)
+    if not 0 <= threshold <= 1: raise ValueError(f"threshold={threshold!r}: scores lie in 0…1")
     if isinstance(model, (str, os.PathLike)):
         model, own = load_model(model, task)
         processor = processor or own
     processor = processor or getattr(model, "processor", None)
     if processor is None: raise ValueError("processor=None: want the model's processor, or the model by its name")
+    if not callable(model): raise TypeError(f"model is {type(model).__name__}: want predict(images, model, processor)")
     batched = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
-    images = list(images) if batched or isinstance(images, (list, tuple)) else [images]
+    images = list(images) if batched or isinstance(images, (list, tuple, Iterator)) else [images]
     results = []
     with evaluating(model):
         for start in tqdm(range(0, len(images), batch_size), "predict", disable=not progress, delay=2, leave=False):

@@ -15,8 +15,8 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import check_categories
 from detr_nb.data import (
-    CocoPanoptic, SceneDetection, detection_target, first_three, is_number, is_whole, panoptic_target,
+    CocoDetection, CocoPanoptic, SceneDetection, detection_target, first_three, is_number, is_whole, panoptic_target,
 )
 from .datasets import clashing_names
 from detr_nb.detector import (
@@ -44,7 +44,7 @@ from .pretraining import init_scenes_detector, scenes_processor
 from .processor import BatchFeature, DetrImageProcessor
 from detr_nb.runs import (
     StepSampler, Stopped, aspect_ratios, compare_runs, describe_run, find_checkpoint, find_collapse, ignore_sigterm,
-    own_folder, own_random_numbers, warn_of_crowded, watch_sigterm,
+    is_fixed, naming_errors, own_draw, own_folder, own_random_numbers, warn_of_crowded, watch_sigterm,
 )
 from .transforms import random_flips, random_scale, to_rgb_tensor
 
@@ -387,7 +387,8 @@ class TrainingImages(Dataset):
         self.processor = copy.copy(processor)
         self.recipe = recipe
         self.masks = masks
-        self.room, self.kept = cache * 1e9, {}
+        self.fixed = is_fixed(dataset)  # or every pass may give other images
+        self.room, self.kept = cache * 1e9 * self.fixed, {}
         if recipe.augment is True and not processor.do_resize:
             raise ValueError('augment=True changes sizes, do_resize=False keeps them: want augment="flips" or False')
         # the augmentation chooses the size
@@ -416,7 +417,10 @@ class TrainingImages(Dataset):
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor] | None]:
         index, number = draw
-        image, target = self.kept.get(index) or self.prepare(index)
+        if self.fixed: image, target = self.kept.get(index) or self.prepare(index)
+        else:
+            with own_draw(f"{self.recipe.seed} {number}"), naming_errors(f"dataset[{index}]"):
+                image, target = self.prepare(index)
         if index not in self.kept and (taken := sum(x.nbytes for x in (image, *target.values()))) <= self.room:
             self.kept[index] = image, target
             self.room -= taken
@@ -526,7 +530,7 @@ class TrainState:
             raise ValueError(f"{path} belongs to another network ({str(error).splitlines()[0]})") from error
         self.step, self.best, self.since = values["step"], values.get("best"), values.get("since", 0)
         sums, (rank, world) = values.get("sums", [{}]), rank_and_world()
-        even = {name: sum(one[name] for one in sums) / len(sums) for name in sums[0]}
+        even = {name: sum(one.get(name, 0.0) for one in sums) / len(sums) for name in set().union(*sums)}
         self.sums, self.count = sums[rank] if len(sums) == world else even, values.get("count", 0)
 
     def note(self, numbers: dict[str, Tensor]) -> None:
@@ -667,13 +671,7 @@ def count_steps(
         ValueError: where there is nothing to do.
     """
     if not images: raise ValueError("dataset is empty: want at least one image")
-    steps = (
-        math.ceil(recipe.epochs * images / recipe.batch_size)
-        if recipe.steps is None
-        else recipe.steps
-    )
-    if steps < 1: raise ValueError(f"steps={steps}: want at least 1")
-    return steps
+    return recipe.steps or math.ceil(recipe.epochs * images / recipe.batch_size)
 
 def warn_of_rates(recipe: Recipe, images: int) -> None:
     """One warning for the rates of COCO's recipe on a small dataset.
@@ -692,6 +690,7 @@ def warn_of_rates(recipe: Recipe, images: int) -> None:
 
 def check_run(
     detector: DetrForObjectDetection | DetrForSegmentation, dataset: Any, recipe: Recipe, val: Any = None,
+    workers: int = 0, stop_after: int | None = None,
 ) -> int:             # the length of the run in steps
     """What can be known before the first step.
 
@@ -700,6 +699,8 @@ def check_run(
         dataset (Any)
         recipe (Recipe)
         val (Any)
+        workers (int): Defaults to 0.
+        stop_after (int | None)
 
     Returns:
         int: the length of the run in steps
@@ -707,32 +708,46 @@ def check_run(
     Raises:
         ValueError: where model, data and recipe do not fit.
     """
+    if stop_after is not None and stop_after < 1: raise ValueError(f"stop_after={stop_after}: want at least 1")
+    if not is_whole(workers): raise ValueError(f"workers={workers!r}: want 0 or more")
     masks = isinstance(detector, DetrForSegmentation)
     for name, data in [("dataset", dataset)] + ([] if val is None else [("val", val)]):
-        if not hasattr(data, "id2label"):
-            raise TypeError(f"{name} is {type(data).__name__}: want a CocoDetection, CocoPanoptic or SceneDetection")
+        if not hasattr(data, "id2label") or (name == "val" and "coco" not in dir(data)):  # not made
+            raise TypeError(
+                f"{name} is {type(data).__name__}: want a CocoDetection, CocoPanoptic or SceneDetection, or one of "
+                "your own with `id2label` and items (image, {'image_id', 'annotations'}) like theirs (val: and `coco`)"
+            )
         if not len(data): raise ValueError(f"{name} is empty: want at least one image")
         if masks and hasattr(data, "check_masks"): data.check_masks()
+        if isinstance(data, CocoDetection) and all(a["iscrowd"] for a in data.coco.anns.values()):
+            raise ValueError(f"{name} has no object in any of its {len(data)} images: want some to learn, or to find")
     check_categories(detector.config, dataset.id2label)
     if clash := [] if val is None else clashing_names(dataset.id2label, val.id2label):
         raise ValueError(f"train and val name categories differently: {first_three(clash)}")
     if val is not None and not (masks and isinstance(val, CocoPanoptic)): CocoEvaluator(val.coco)  # looks at all boxes
+    if getattr(detector, "is_inference_copy", False):
+        raise ValueError("a copy made by optimize() cannot be trained or saved: want the model that it was made of")
+    if not any(p.requires_grad for p in detector.parameters()):
+        raise ValueError("no weight of the model may learn (requires_grad): want some that do")
     steps = count_steps(recipe, len(dataset))
     warn_of_crowded(detector.config.num_queries, dataset)
     warn_of_rates(recipe, len(dataset))
     return steps
 
-def evaluation_steps(recipe: Recipe, steps: int) -> set[int]:
-    """After which steps the model is evaluated: evenly spaced, the last one among them.
+def evaluation_steps(recipe: Recipe, steps: int, watched: bool = False) -> set[int]:
+    """After which steps the model is evaluated: evenly spaced, the last one among them, and where
+    there is a val split (`watched`) that of `stop`.
 
     Args:
         recipe (Recipe)
         steps (int)
+        watched (bool): Defaults to False.
 
     Returns:
         set[int]
     """
-    return {round(steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
+    even = {round(steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
+    return even | ({min(recipe.stop or steps, steps)} if watched else set())
 
 # %% ../nbs/41_training.ipynb #runs41a5
 def make_accelerator(
@@ -776,9 +791,9 @@ def mean_numbers(state: TrainState, accelerator) -> dict[str, float]:
     Returns:
         dict[str, float]
     """
+    names = dict.fromkeys(name for one in gather_objects(list(state.sums)) for name in one)  # some may have more
     means = {
-        name: torch.tensor(total / state.count, device=accelerator.device)
-        for name, total in state.sums.items()
+        name: torch.tensor(state.sums.get(name, 0.0) / state.count, device=accelerator.device) for name in names
     }
     state.sums, state.count = {}, 0
     return {name: float(value) for name, value in accelerator.reduce(means, "mean").items()}
@@ -807,7 +822,7 @@ def load_batches(
     accelerator,
     workers: int = 0,
     cache: float = 0,  # GB of prepared images, of all workers together
-) -> Iterator[list[BatchFeature]]:  # for each step the parts of this process's share
+) -> Generator[list[BatchFeature], None, None]:  # for each step the parts of this process's share
     """The batches of a run from the state's step on; each step has random numbers of its own.
 
     Args:
@@ -820,7 +835,7 @@ def load_batches(
         cache (float): GB of prepared images, of all workers together. Defaults to 0.
 
     Returns:
-        Iterator[list[BatchFeature]]: for each step the parts of this process's share
+        Generator[list[BatchFeature], None, None]: for each step the parts of this process's share
     """
     recipe, rank, world = state.recipe, accelerator.process_index, accelerator.num_processes
     start, parts = state.step, state.recipe.accumulate
@@ -838,9 +853,14 @@ def load_batches(
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=ignore_sigterm,
     )
     batches = iter(loader)
-    for step in range(start, last):
-        torch.manual_seed((recipe.seed * 1_000_003 + step) * world + rank)
-        yield [next(batches) for _ in range(parts)]
+    try:
+        for step in range(start, last):
+            torch.manual_seed((recipe.seed * 1_000_003 + step) * world + rank)
+            yield [next(batches) for _ in range(parts)]
+    finally:  # the workers do not listen to SIGTERM, by which Python would end them at its exit
+        if workers: batches._shutdown_workers()
+        for worker in batches._workers if workers else ():
+            if worker.is_alive(): worker.kill()  # in somebody's own code that does not come back
 
 # %% ../nbs/41_training.ipynb #runs41a9
 def warn_of_collapse(model: Any, batch: BatchFeature, before: str | None, step: int) -> str | None:
@@ -897,8 +917,8 @@ def save_run(state: TrainState, path: Path, processor: DetrImageProcessor, keep:
     with atomic(named) as part:  # the same bytes under a second name, where the file system can do that
         try: os.link(path, part)
         except OSError: shutil.copyfile(path, part)
-    steps = {int(file.stem.split("-")[1]): file for file in path.parent.glob("checkpoint-*.pt")}
-    for step in sorted(steps)[:-keep]: steps[step].unlink()
+    numbered = [file for file in path.parent.glob("checkpoint-*.pt") if file.stem[11:].isdecimal()]  # others are yours
+    for file in sorted(numbered, key=lambda file: int(file.stem[11:]))[:-keep]: file.unlink()
 
 class RunReport:
     """What a run tells while it goes. All processes take part in it, the first one writes.
@@ -925,6 +945,7 @@ class RunReport:
         }
         if self.trackers: accelerator.init_trackers("events", settings)
         if state.step == 0: self.call_back()
+        elif self.first: save_model(state.eval_model, processor, out / "model")  # a killed run may have lost it
 
     def write(self, lr: float, evaluate: bool) -> float:  # the mean loss since the last row
         """A row of log.csv and of the trackers, where `evaluate` is set with what the model finds
@@ -988,7 +1009,7 @@ def train(
     dataset: Any,                          # `CocoDetection`, `CocoPanoptic` or `SceneDetection`
     out: str | os.PathLike,                # folder of the run: log.csv, checkpoint.pt, model/
     recipe: Recipe = RECIPES["coco"],
-    processor: DetrImageProcessor | None = None,
+    processor: DetrImageProcessor | None = None,  # the model's own; None: DETR's, of 800 to 1333 pixels
     val: Any = None,                       # such a dataset, evaluated while training
     resume: bool = False,                  # go on from out/checkpoint.pt
     workers: int = 0,                      # processes that prepare images
@@ -1008,7 +1029,7 @@ def train(
         dataset (Any): `CocoDetection`, `CocoPanoptic` or `SceneDetection`
         out (str | os.PathLike): folder of the run: log.csv, checkpoint.pt, model/
         recipe (Recipe): Defaults to RECIPES["coco"].
-        processor (DetrImageProcessor | None)
+        processor (DetrImageProcessor | None): the model's own; None: DETR's, of 800 to 1333 pixels
         val (Any): such a dataset, evaluated while training
         resume (bool): go on from out/checkpoint.pt. Defaults to False.
         workers (int): processes that prepare images. Defaults to 0.
@@ -1031,31 +1052,32 @@ def train(
     from accelerate.utils import set_seed
     from tqdm.auto import tqdm
     out, processor = Path(out), processor or DetrImageProcessor()
-    if stop_after is not None and stop_after < 1: raise ValueError(f"stop_after={stop_after}: want at least 1")
-    path, steps = find_checkpoint(out, resume), check_run(detector, dataset, recipe, val)
+    path, steps = find_checkpoint(out, resume), check_run(detector, dataset, recipe, val, workers, stop_after)
     masks = isinstance(detector, DetrForSegmentation)
     accelerator = make_accelerator(recipe.batch_size, recipe.accumulate, masks, log_with, out)
-    with own_random_numbers():
+    with own_random_numbers(), own_folder(out, accelerator.process_index):
+        accelerator.wait_for_everyone()  # until the first one has the folder; another training may have ended there
+        find_checkpoint(out, resume)
         set_seed(recipe.seed)
         state = TrainState(detector, recipe, steps, accelerator.device, path)
         model, optimizer = accelerator.prepare(state.learner.train(), state.optimizer)
-        state.run = describe_run(detector, dataset, processor)
+        state.run = describe_run(detector, dataset, processor, val)
         if resume: state.load(path)
-        last, due = min(steps, stop_after or steps, recipe.stop or steps), evaluation_steps(recipe, steps)
+        last, due = min(steps, stop_after or steps, recipe.stop or steps), evaluation_steps(recipe, steps, bool(val))
         if state.out_of_patience: last = state.step  # of a run that is taken up again
         first, stopped = accelerator.is_main_process, False
-        with own_folder(out, accelerator.process_index), watch_sigterm() as came:
+        batches = load_batches(state, last, dataset, processor, accelerator, workers, cache)
+        with watch_sigterm() as came, closing(batches):
             report = RunReport(state, out, processor, val, accelerator, log_with, callback)
-            batches = load_batches(state, last, dataset, processor, accelerator, workers, cache)
             for batch in (bar := tqdm(batches, "train", steps, leave=False, initial=state.step, disable=not first)):
                 lr = float(state.schedule.get_last_lr()[0])
                 state.note(train_step(state, model, optimizer, batch, accelerator))
                 evaluated, stopped = state.step in due, in_any_process(bool(came), accelerator)
                 if evaluated or state.step <= 20 or state.step % 20 == 0:
                     bar.set_postfix(loss=f"{report.write(lr, evaluated):.3f}")
-                if evaluated: report.look(batch[-1])
                 if evaluated or stopped or state.step % 500 == 0 or state.step == last:
                     save_run(state, path, processor, keep)
+                if evaluated: report.look(batch[-1])  # after saving: it may call somebody's own code
                 if stopped or (evaluated and state.out_of_patience): break
             stopped = stopped or in_any_process(bool(came), accelerator)  # in the last step, which is saved
             accelerator.wait_for_everyone()

@@ -8,8 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NAPKIN = '''
+import importlib
 import torch
-from detr_nb.napkin import Napkin, hungarian, napkin_loss, nearest, train_napkin
+napkin = importlib.import_module("detr_nb.napkin")  # as an import, it would be refused
+Napkin, hungarian, napkin_loss = napkin.Napkin, napkin.hungarian, napkin.napkin_loss
+nearest, train_napkin = napkin.nearest, napkin.train_napkin
 Detr, match, loss = Napkin, hungarian, napkin_loss
 def train(steps, seed): return train_napkin(steps, seed=seed)[0]
 '''
@@ -70,6 +73,12 @@ def test_wrong_answers_are_seen(tmp_path, name):
     code, test = WRONG[name]
     result = run(tmp_path, f"{NAPKIN}\n{code}\n", "-k", test)
     assert result.returncode == 1 and f"test_{test}" in result.stdout and "1 failed" in result.stdout, result.stdout[-2000:]
+
+
+@pytest.mark.parametrize("line", ["from detr_nb.napkin import Napkin as Detr, make_images", "import detr_nb", "from transformers import DetrModel"])
+def test_borrowed_parts_are_refused(tmp_path, line):
+    result = run(tmp_path, f"{line}\n{NAPKIN}", "-k", "shapes")
+    assert result.returncode == 1 and "line 1 imports" in result.stdout, result.stdout[-2000:]
 
 
 def test_nothing_written_yet(tmp_path):

@@ -57,9 +57,10 @@ MOODLE = "Ada Lovelace", "Alan Mathison Turing"
 
 @pytest.mark.parametrize("pattern,names,students", [
     (PATTERNS[0], [f"{name}_48151_assignsubmission_file_/01_boxes.ipynb" for name in MOODLE], MOODLE),
+    (PATTERNS[0], [f"{name}_48151_assignsubmission_file/01_boxes.ipynb" for name in MOODLE], MOODLE),
     (PATTERNS[0], [f"{name}_48151_assignsubmission_file_01_boxes.ipynb" for name in MOODLE], MOODLE),
     (PATTERNS[1], ["lovelaceada_48151_998_01_boxes.ipynb", "turingalan_LATE_62342_1001_01_boxes-2.ipynb"], ("48151", "62342")),
-], ids=["moodle in folders", "moodle", "canvas"])
+], ids=["moodle in folders", "moodle in folders of another kind", "moodle", "canvas"])
 def test_archives_are_collected(classroom, pattern, names, students):
     archive = classroom / "downloaded" / NAME / "archive"
     archive.mkdir(parents=True)
@@ -90,6 +91,22 @@ def test_traps_are_told_as_the_page_says(classroom):
     assert not (graded / "48151" / NAME / f"{NAME}.ipynb").exists() and not (graded / "62342" / NAME / f"{NAME}.ipynb").exists()
 
 
+def test_a_deleted_check_comes_back(classroom):
+    "Right answers, and the check of one of them is gone: full marks, once it is back."
+    path = ROOT / "nbs" / f"{NAME}.ipynb"
+    answers = {e.name: e.solution for e in course.read_chapter(path)[0]}
+    notebook = nbformat.read(classroom / "release" / NAME / f"{NAME}.ipynb", as_version=4)
+    name = lambda cell: cell.metadata.get("nbgrader", {}).get("grade_id")
+    for cell in notebook.cells: cell.source = answers.get(name(cell), cell.source)
+    notebook.cells = [cell for cell in notebook.cells if name(cell) != f"{next(iter(answers))}_check"]
+    place = classroom / "submitted" / "48151" / NAME
+    place.mkdir(parents=True)
+    nbformat.write(notebook, place / f"{NAME}.ipynb")
+    said = nbgrader(classroom, "autograde", NAME)
+    marks, wanted = course.marks(classroom, "48151", NAME)
+    assert marks == wanted > 0, said
+
+
 def test_plan_has_the_minutes_and_points_of_the_chapters():
     from make_readme import minutes_of, named
     plan = (ROOT / "course" / "plan.md").read_text(encoding="utf-8")
@@ -103,6 +120,16 @@ def test_plan_has_the_minutes_and_points_of_the_chapters():
         assert row in plan, f"course/plan.md: want {row}"
         line = next(line for line in readme if f"(nbs/{path.name}) | " in line)
         assert line.endswith(f" | {minutes_of(opening)} |"), f"nbs/index.ipynb says of {path.name}: {line}"
+    rows = re.findall(r"^\| \[(\d\d) .*\| (\d+) \| (\d*) \| (\d*) \|$", plan, re.MULTILINE)
+    table = {number: (int(read), int(minutes or 0), int(points or 0)) for number, read, minutes, points in rows}
+    for weeks in plan.partition("## Twelve weeks")[2].partition("## What can be skipped")[0].split("## Six weeks"):
+        total = 0
+        for read, hand_in, hours in re.findall(r"^\| \d+ \|[^|]*\|([^|]*)\|([^|]*)\| ([\d.]+) \|$", weeks, re.MULTILINE):
+            handed = [number for number in re.findall(r"\b\d\d\b", hand_in) if number in table]
+            minutes = sum(table[n][0] for n in re.findall(r"\b\d\d\b", read)) + sum(table[n][1] for n in handed)
+            assert abs(minutes / 60 - float(hours)) <= 0.0501, (read, hand_in, hours, minutes / 60)
+            total += sum(table[number][2] for number in handed)
+        assert f"The exercises handed in have {total} points." in weeks
 
 
 def test_exam_has_a_key_and_no_release_has_it():
@@ -111,7 +138,7 @@ def test_exam_has_a_key_and_no_release_has_it():
     assert not [p for p in (ROOT / "course" / "release").rglob("*") if "exam" in p.name or "key" in p.name]
 
 
-NO_NUMBERS = {"counterexample", "find_fault", "costs_that_fool_greedy"}  # the page says how many
+NO_NUMBERS = {"counterexample", "find_fault", "costs_that_fool_greedy"}
 EXERCISES = [exercise for path in course.chapters() for exercise in course.read_chapter(path)[0]][::5]
 
 
@@ -122,7 +149,7 @@ def test_checks_with_other_numbers_bite(exercise):
     start = variants.run(course.setup_code(path), {"__name__": "__main__"})
     check = variants.changed_check(exercise, "a seed", start)
     if exercise.answer in NO_NUMBERS:
-        assert check is None and "Three exercises have no numbers" in PAGE
+        assert check is None and "A few exercises have no numbers" in PAGE
         return
     assert check is not None and check != exercise.check
     assert variants.passes(check, exercise.name, exercise.solution, start)
@@ -150,3 +177,15 @@ def test_a_private_course_hides_its_checks(tmp_path):
     public = "def sliding_giou(shift, width):\n    return (width - shift) / (width + shift) if len(shift) == 41 else shift"
     assert variants.passes(exercise.check, exercise.name, public, start)
     assert not variants.passes(other, exercise.name, public, start)
+    submitted = target / "submitted" / "ada" / NAME
+    shutil.copytree(target / "release" / NAME, submitted)
+    notebook = nbformat.read(submitted / f"{NAME}.ipynb", as_version=4)
+    notebook.cells[0].source += "\n\n### BEGIN HIDDEN TESTS"  # which must not stop the feedback
+    notebook.cells.append(nbformat.v4.new_markdown_cell("### BEGIN HIDDEN TESTS"))
+    nbformat.write(notebook, submitted / f"{NAME}.ipynb")
+    (target / "roster.csv").write_text("id\nada\n")
+    for words in (("generate_assignment", NAME, "--force"), ("db", "student", "import", "roster.csv"), ("autograde", NAME), ("generate_feedback", NAME)):
+        said = nbgrader(target, *words)
+    graded = (target / "autograded" / "ada" / NAME / f"{NAME}.ipynb").read_text(encoding="utf-8")
+    feedback = (target / "feedback" / "ada" / NAME / f"{NAME}.html").read_text(encoding="utf-8")
+    assert "BEGIN HIDDEN TESTS" in graded and "END HIDDEN" not in feedback and "check, perhaps in a hidden one" in feedback, said

@@ -584,6 +584,6 @@ def test_a_public_dataset_that_counts_from_one_is_noted():
     root = os.environ.get("DETR_NB_DATA")
     if not root: pytest.skip("DETR_NB_DATA is not set: the real datasets are not here")
     report = check_split(os.path.join(root, "blood_cells"), "train", progress=False)
-    assert any("493 sides of boxes begin at 1, 442 end at the edge" in note for note in report["notes"]), report["notes"]
+    assert any("493 sides of boxes begin at 1, none before, and 442 end at the edge" in note for note in report["notes"]), report["notes"]
     report = check_split(os.path.join(root, "coco_free"), "val", progress=False)
     assert not any("counted from 1" in note for note in report["notes"])

@@ -163,6 +163,7 @@ def class_check(exercise: Exercise, imports: dict[str, str], hidden: str = "") -
     again = sorted({line for name, line in imports.items() if name in used})
     kind = "type" if re.search(rf"^class {exercise.name}\b", exercise.solution, re.MULTILINE) else "function"
     own = (
+        'assert check.__module__ == "detr_nb.files", "check was replaced: restart the kernel, and leave it alone"\n'
         f'assert {exercise.name}.__module__ == "__main__", "{exercise.name} was imported: write it yourself"\n'
         f'assert type({exercise.name}).__name__ == "{kind}", "{exercise.name} is no {kind}: write it as it began"'
     )
@@ -247,6 +248,7 @@ def grader(folder: Path):
     config = Config()
     config.CourseDirectory.root = str(folder)
     config.CourseDirectory.course_id = "detr"
+    config.OverwriteCells.add_missing_cells = True
     config.ExecutePreprocessor.timeout = config.ExecutePreprocessor.startup_timeout = SECONDS
     return NbGraderAPI(config=config)
 
@@ -274,8 +276,8 @@ def generate(target: Path = COURSE, private: Private | None = None, paths: list[
 
 
 def submit(path: Path, student: str, folder: Path) -> None:
-    """A made-up student's notebook: `correct` has every answer, `blank` none, `importer` takes them
-    from detr_nb, `wrapper` hides that."""
+    """A made-up student's notebook: `correct` has every answer, but deleted the first check, `blank` none,
+    `importer` takes them from detr_nb, `wrapper` hides that."""
     exercises, _, _ = read_chapter(path)
     answers = {e.name: e for e in exercises}
     module = "detr_nb." + path.stem.split("_", 1)[1]
@@ -292,6 +294,9 @@ def submit(path: Path, student: str, folder: Path) -> None:
             cell.source = (
                 f"import {module} as m\n\n\ndef {name}(*values, **named):\n    return m.{name}(*values, **named)"
             )
+    if student == "correct":
+        ids = [cell.metadata.get("nbgrader", {}).get("grade_id") for cell in notebook.cells]
+        del notebook.cells[ids.index(f"{exercises[0].name}_check")]
     target = folder / "submitted" / student / path.stem
     target.mkdir(parents=True)
     nbformat.write(notebook, target / path.name)

@@ -234,7 +234,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "folders called 2017 are not found", "datasets", "folders_of_coco_are_found",
-        'for name in SPLITS.get(split, (split,)):', "for name in (split,):",
+        'for name in SPLITS.get(split, (split,)) for', "for name in (split,) for",
     ),
     (
         "PNGs among the annotations are not found", "datasets", "folders_of_coco_are_found",

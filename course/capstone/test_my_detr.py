@@ -1,5 +1,6 @@
 """The capstone's tests: `pytest -q` in this folder. They read `my_detr.py` here, or the file that DETR names. The last
 ones train, print the score and save `answers.png` beside that file."""
+import ast
 import importlib.util
 import os
 from pathlib import Path
@@ -18,6 +19,12 @@ def mine():
     "The file that is tested."
     path = Path(os.environ.get("DETR", Path(__file__).parent / "my_detr.py"))
     if not path.is_file(): pytest.fail(f"{path}: not written yet", pytrace=False)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
+        if any(module.split(".")[0] in ("detr_nb", "transformers") for module in modules) and not (
+            modules == ["detr_nb.napkin"] and {*names} <= {"make_images", "score_napkin"}
+        ): pytest.fail(f"line {node.lineno} imports {', '.join(names)}: only the images and the judge", pytrace=False)
     spec = importlib.util.spec_from_file_location("my_detr", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
