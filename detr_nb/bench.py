@@ -305,7 +305,9 @@ def exported(setting: Setting) -> Iterator[Comparison]:
         apart = {
             name: float((case().pred_boxes - wanted).abs().max()) for name, case in run.items()
         }
-        yield Comparison(f"exported, {label(setting)}", run, dict(zip(list(models)[1:], (2, 3.5, 5))), apart)
+        yield Comparison(
+            f"exported, {label(setting)}", run, dict(zip(list(models)[1:], (2, 3.5, 5))), apart
+        )
 
 # %% ../nbs/98_bench.ipynb #bench035
 def masks(setting: Setting) -> Iterator[Comparison]:

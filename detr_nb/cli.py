@@ -133,7 +133,9 @@ def claim(path: Path, force: bool, *others: str) -> Iterator[None]:
     try: yield
     except BaseException:
         lost = {name for name in new if mark(name) in (None, before[name])}
-        kept = [name for name in manifest.read_text(encoding="utf-8").splitlines() if name not in lost]
+        kept = [
+            name for name in manifest.read_text(encoding="utf-8").splitlines() if name not in lost
+        ]
         with suppress(OSError), detr_nb.files.atomic(manifest) as part:
             part.write_text("".join(f"{name}\n" for name in kept), encoding="utf-8")
         raise
@@ -954,7 +956,9 @@ def bench(
     typer.echo(machine)
     rows = run_bench(cases, rounds, Setting(device, small), typer.echo)
     value = {"machine": machine, "rows": rows}
-    write_results(value, json_file, lambda: draw_bench(rows, machine).figure, figure, force, pretty=True)
+    write_results(
+        value, json_file, lambda: draw_bench(rows, machine).figure, figure, force, pretty=True
+    )
     low = below_floor(rows)
     for line in low if check else []: print(f"below its floor: {line}", file=sys.stderr)
     if check and low: raise typer.Exit(1)

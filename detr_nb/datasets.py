@@ -209,7 +209,9 @@ def find_split(
         return next(
             (place for place in places if first and (place / str(first)).is_file()), data.parent
         ), data
-    files = ["annotations/{kind}_{name}.json"] + ["{name}/_annotations.coco.json"] * (kind == "instances")
+    files = ["annotations/{kind}_{name}.json"] + ["{name}/_annotations.coco.json"] * (
+        kind == "instances"
+    )
     candidates = [
         (data / name, data / file.format(kind=kind, name=name))
         for name in SPLITS.get(split, (split,)) for file in files
@@ -353,9 +355,15 @@ def convert_dataset(
         data = read_json(Path(work) / "coco.json")
     if not data["images"]: raise ValueError(f"{images}: no image in it that {labels} knows")
     others = sorted(path.parent.glob("instances_*.json"))  # the classes of other splits keep their numbers
-    known = {entry["name"]: entry["id"] for other in others for entry in read_json(other)["categories"]}
-    fresh = dict.fromkeys(entry["name"] for entry in data["categories"] if entry["name"] not in known)
-    numbers = known | {name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)}
+    known = {
+        entry["name"]: entry["id"] for other in others for entry in read_json(other)["categories"]
+    }
+    fresh = dict.fromkeys(
+        entry["name"] for entry in data["categories"] if entry["name"] not in known
+    )
+    numbers = known | {
+        name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)
+    }
     renumbered = {entry["id"]: numbers[entry["name"]] for entry in data["categories"]}
     data["categories"] = [{"id": i, "name": name} for name, i in numbers.items()]
     for entry in data["annotations"]: entry["category_id"] = renumbered[entry["category_id"]]
@@ -399,7 +407,9 @@ def image_faults(
     from tqdm.auto import tqdm
     for entry in tqdm(list(dataset.coco.imgs.values()), desc="check images", disable=not progress, leave=False):
         path = dataset.folder / entry["file_name"]
-        copies.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append((str(path), entry["id"]))
+        copies.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append(
+            (str(path), entry["id"])
+        )
         try:
             turn = read_entry(path, entry, [path]).info["orientation"]
             if turn > 1: yield "note", f"{path}: EXIF orientation {turn}"
@@ -466,13 +476,17 @@ def object_faults(
     objects = [a for a in coco.anns.values() if not a["iscrowd"]]
     an_image = Counter(a["image_id"] for a in objects)
     crowded = [f"image {i} has {count}" for i, count in an_image.items() if count > queries]
-    words = f"{len(crowded)} images have more objects than {queries} queries: {first_three(crowded)}"
+    words = (
+        f"{len(crowded)} images have more objects than {queries} queries: {first_three(crowded)}"
+    )
     if crowded: yield "queries", words
     if not objects: yield "empty", "no image has an object"
     flat = 0  # of the images whose size the file says
     for i, entry in coco.imgs.items():
         if not {"height", "width"} <= entry.keys(): continue
-        target = detection_target({"image_id": i, "annotations": coco.imgToAnns[i]}, entry["height"], entry["width"])
+        target = detection_target(
+            {"image_id": i, "annotations": coco.imgToAnns[i]}, entry["height"], entry["width"]
+        )
         flat += an_image[i] - len(target["boxes"])
     if 2 * flat > len(objects): yield "boxes", f"{flat} of {len(objects)} have no area inside their image"
     times = Counter((a["image_id"], a["category_id"], *a["bbox"]) for a in objects)
@@ -523,7 +537,9 @@ def check_split(
             faults["file"].append(str(error))
             return report
     coco, names, copies = dataset.coco, dataset.id2label, {}
-    found = [("missing" if "no such file" in str(w.message) else "note", str(w.message)) for w in said]
+    found = [
+        ("missing" if "no such file" in str(w.message) else "note", str(w.message)) for w in said
+    ]
     found += [*image_faults(dataset, copies, progress), *copy_faults(coco, copies)]
     found += [*object_faults(coco, queries), *name_faults(list(names.values()))]
     for kind, message in found: (report["notes"] if kind == "note" else faults[kind]).append(message)
@@ -580,7 +596,9 @@ def compare_splits(
     both = sorted(train["hashes"].keys() & val["hashes"].keys())
     if both: val["faults"]["in both splits"] = [f"{train['hashes'][key]} and {val['hashes'][key]}" for key in both]
     if clash := clashing_names(train["names"], val["names"]):
-        val["faults"]["categories"] = [f"{train['split']} and {val['split']} differ: {name}" for name in clash]
+        val["faults"]["categories"] = [
+            f"{train['split']} and {val['split']} differ: {name}" for name in clash
+        ]
 
 # %% ../nbs/96_datasets.ipynb #34ba2c8c
 def draw_split(

@@ -143,7 +143,9 @@ class Log:
         self._begin([row for row in read_log(self.path) if row["step"] <= step] if step else [])
 
     def _begin(self, rows: list[dict[str, float]]) -> None:
-        self.columns = tuple(dict.fromkeys([*self.columns, *(name for row in rows for name in row)]))
+        self.columns = tuple(
+            dict.fromkeys([*self.columns, *(name for row in rows for name in row)])
+        )
         with atomic(self.path) as part:
             part.write_text(",".join(self.columns) + "\r\n", newline="")
             self._append(part, rows)

@@ -340,7 +340,9 @@ def compare_beginnings(
     from tqdm.auto import trange
     if beginning not in (known := ("pretrained", "frozen", "random", "normalised")):
         raise ValueError(f"beginning={beginning!r}: want one of {known}")
-    detector = init_scenes_detector(None if beginning in ("random", "normalised") else backbone, seed)
+    detector = init_scenes_detector(
+        None if beginning in ("random", "normalised") else backbone, seed
+    )
     if beginning == "normalised":
         encoder = detector.model.backbone.conv_encoder
         encoder.model, encoder.padding = create_backbone("detr_nb_resnet"), None  # scenes have no padding

@@ -229,7 +229,9 @@ def find_checkpoint(
         FileNotFoundError: for one to be resumed that does not exist.
     """
     path = out / "checkpoint.pt"
-    there = [found for found in (path, out / "model", out / "log.csv", out / "best") if found.exists()]
+    there = [
+        found for found in (path, out / "model", out / "log.csv", out / "best") if found.exists()
+    ]
     begun = (out / "log.csv").exists() and (out / ".lock").exists()
     interrupted = begun and not {path, out / "model"} & {*there}  # a training before its first checkpoint
     if there and not resume and not interrupted:

@@ -248,7 +248,9 @@ class ExportedModel(nn.Module):
             settings = {"INFERENCE_PRECISION_HINT": hints[precision], "INFERENCE_NUM_THREADS": threads}
             compiled = openvino.Core().compile_model(str(file), "CPU", settings)
             # a request of its own for each batch: OpenVINO leaves the last answers in one that failed
-            self.run = lambda x, mask: list(compiled.create_infer_request().infer([x.numpy(), mask.numpy()]).values())
+            self.run = lambda x, mask: list(
+                compiled.create_infer_request().infer([x.numpy(), mask.numpy()]).values()
+            )
         else:
             graph = torch.export.load(file).module()
             self.run = lambda x, mask: graph(x, mask)

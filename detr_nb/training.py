@@ -530,7 +530,9 @@ class TrainState:
             raise ValueError(f"{path} belongs to another network ({str(error).splitlines()[0]})") from error
         self.step, self.best, self.since = values["step"], values.get("best"), values.get("since", 0)
         sums, (rank, world) = values.get("sums", [{}]), rank_and_world()
-        even = {name: sum(one.get(name, 0.0) for one in sums) / len(sums) for name in set().union(*sums)}
+        even = {
+            name: sum(one.get(name, 0.0) for one in sums) / len(sums) for name in set().union(*sums)
+        }
         self.sums, self.count = sums[rank] if len(sums) == world else even, values.get("count", 0)
 
     def note(self, numbers: dict[str, Tensor]) -> None:
