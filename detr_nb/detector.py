@@ -56,7 +56,7 @@ class Output(dict):
         if key in self:
             super().__setitem__(key, value)
 
-    def __delitem__(self, *_):
+    def __delitem__(self, *args):
         raise TypeError(f"the fields of {type(self).__name__} stay: dict(outputs) is a copy that can lose some")
 
     pop = setdefault = __delitem__
