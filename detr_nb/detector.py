@@ -56,10 +56,27 @@ class Output(dict):
         if key in self:
             super().__setitem__(key, value)
 
-    def __delitem__(self, *args):
-        raise TypeError(f"the fields of {type(self).__name__} stay: dict(outputs) is a copy that can lose some")
+    def __delitem__(self, key):
+        super().__delitem__(key)
+        object.__setattr__(self, key, None)
 
-    pop = setdefault = __delitem__
+    def pop(
+        self,
+        key: str,  # a field
+        *args,     # what to return where it is not there
+    ) -> Any:
+        """Take a field out: its attribute is None afterwards.
+
+        Args:
+            key (str): a field
+            *args: what to return where it is not there
+
+        Returns:
+            Any
+        """
+        value = super().pop(key, *args)
+        object.__setattr__(self, key, None)
+        return value
 
     def to_tuple(self) -> tuple:
         """The fields that are not None, in order.

@@ -32,9 +32,10 @@ def mean_over_processes(
     Returns:
         Tensor: its mean over all processes
     """
-    world = rank_and_world()[1]
-    if world > 1: torch.distributed.all_reduce(total := total.clone())
-    return total / world
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return total
+    total = total.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
 
 def rank_and_world() -> tuple[int, int]:
     """The number of this process, and how many there are: 0 and 1 without others.

@@ -119,6 +119,14 @@ def test_what_predict_takes():
             detr_nb.predict(**({"images": images, "model": model, "processor": processor} | arguments))
 
 
+def test_attributes_follow_fields_that_are_taken_out():
+    outputs = small().eval()(torch.zeros(1, 3, 64, 64))
+    boxes = outputs.pred_boxes
+    assert outputs.pop("pred_boxes") is boxes and outputs.pred_boxes is None and "pred_boxes" not in outputs
+    del outputs["logits"]
+    assert outputs.logits is None and outputs.pop("logits", 3) == 3 and list(outputs)[0] == "last_hidden_state"
+
+
 def test_options_of_export_and_train_that_would_do_nothing(tmp_path):
     for words, message in (
         (["export", "scenes", "--out", "x", "--calibration", str(tmp_path)], "want --int8"),
