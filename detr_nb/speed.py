@@ -246,11 +246,20 @@ class ExportedModel(nn.Module):
         elif file.suffix == ".xml":
             import openvino
             settings = {"INFERENCE_PRECISION_HINT": hints[precision], "INFERENCE_NUM_THREADS": threads}
-            compiled = openvino.Core().compile_model(str(file), "CPU", settings)
-            # a request of its own for each batch: OpenVINO leaves the last answers in one that failed
-            self.run = lambda x, mask: list(
-                compiled.create_infer_request().infer([x.numpy(), mask.numpy()]).values()
-            )
+            open_graph = lambda: openvino.Core().compile_model(str(file), "CPU", settings)
+            compiled = open_graph()
+
+            def run(x: Tensor, mask: Tensor) -> list:
+                nonlocal compiled
+                try:  # a request of its own for each batch: one that failed keeps the answers before
+                    found = list(compiled.create_infer_request().infer([x.numpy(), mask.numpy()]).values())
+                    if len(found[0]) != len(x): raise RuntimeError("no output")
+                except RuntimeError:
+                    compiled = open_graph()  # a failure can spoil what the graph computes next
+                    raise
+                return found
+
+            self.run = run
         else:
             graph = torch.export.load(file).module()
             self.run = lambda x, mask: graph(x, mask)
@@ -282,7 +291,6 @@ class ExportedModel(nn.Module):
         try: logits, boxes, *masks = map(torch.as_tensor, self.run(pixel_values.float(), mask.long()))
         except Exception as error:
             raise NoAnswer(f"{failed}: {' '.join(str(error).split())}") from error
-        if len(logits) != len(pixel_values): raise NoAnswer(failed)
         if masks: return DetrSegmentationOutput(logits=logits, pred_boxes=boxes, pred_masks=masks[0])
         return DetrObjectDetectionOutput(logits=logits, pred_boxes=boxes)
 

@@ -1017,7 +1017,7 @@ def train(
     workers: int = 0,                      # processes that prepare images
     stop_after: int | None = None,         # leave at this step, as if interrupted
     callback: Callable[[int, Any], None] | None = None,  # called with step and model, at step 0 and evaluations
-    cache: float = 1.0,                    # GB of prepared images that are kept for the next pass, by all workers
+    cache: float = 1.0,                    # GB of prepared images kept for the next pass (not with own `transforms`)
     keep: int = 0,                         # so many of the last checkpoints stay, as checkpoint-STEP.pt
     log_with: str | Sequence[str] | None = None,  # trackers of Accelerate: "tensorboard", "wandb", "trackio" …
 ) -> Path:                                 # the folder with the trained model, hub layout
@@ -1038,7 +1038,7 @@ def train(
         stop_after (int | None): leave at this step, as if interrupted
         callback (Callable[[int, Any], None] | None): called with step and model, at step 0 and
             evaluations
-        cache (float): GB of prepared images that are kept for the next pass, by all workers.
+        cache (float): GB of prepared images kept for the next pass (not with own `transforms`).
             Defaults to 1.0.
         keep (int): so many of the last checkpoints stay, as checkpoint-STEP.pt. Defaults to 0.
         log_with (str | Sequence[str] | None): trackers of Accelerate: "tensorboard", "wandb",
