@@ -25,7 +25,8 @@ __all__ = [
     "SIDE", "SHAPES", "RUNS", "make_images", "make_backbone", "perceptron", "EncoderLayer",
     "DecoderLayer", "Napkin", "hungarian", "pair_costs", "choose_pairs", "napkin_loss",
     "train_napkin", "BlindDecoderLayer", "nearest", "judge", "NapkinScore", "score_napkin",
-    "last_layer_loss", "PlacelessNapkin", "result", "answers_of", "compare_runs"
+    "last_layer_loss", "PlacelessNapkin", "WrappedNapkin", "WrappedPlacelessNapkin", "result",
+    "answers_of", "compare_runs"
 ]
 
 # %% ../nbs/02_napkin.ipynb #a1000007
@@ -67,17 +68,20 @@ def make_images(
 # %% ../nbs/02_napkin.ipynb #a1000010
 def make_backbone(
     d: int,  # width of the features
+    beyond: str = "zeros",  # what a convolution sees beyond the border
 ) -> nn.Sequential:
     """Images (B, 3, 32, 32) → features (B, d, 4, 4).
 
     Args:
         d (int): width of the features
+        beyond (str): what a convolution sees beyond the border. Defaults to "zeros".
 
     Returns:
         nn.Sequential
     """
-    halve = lambda a, b: [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.ReLU()]
-    look = [nn.Conv2d(64, d, 3, padding=1), nn.ReLU(), nn.Conv2d(d, d, 1)]
+    conv = partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode=beyond)
+    halve = lambda a, b: [conv(a, b, stride=2), nn.GroupNorm(8, b), nn.ReLU()]
+    look = [conv(64, d), nn.ReLU(), nn.Conv2d(d, d, 1)]
     return nn.Sequential(*halve(3, 32), *halve(32, 48), *halve(48, 64), *look)
 
 # %% ../nbs/02_napkin.ipynb #a1000015
@@ -385,17 +389,19 @@ class BlindDecoderLayer(DecoderLayer):
 # %% ../nbs/02_napkin.ipynb #a1000050
 def nearest(
     cost: np.ndarray,                # (N, T)
+    limit: float = -0.5,             # a query with a lower cost is close
 ) -> tuple[np.ndarray, np.ndarray]:  # queries and objects of the pairs
     """Every query that is close to an object answers for the nearest one, and every object has at
     least one query.
 
     Args:
         cost (np.ndarray): (N, T)
+        limit (float): a query with a lower cost is close. Defaults to -0.5.
 
     Returns:
         tuple[np.ndarray, np.ndarray]: queries and objects of the pairs
     """
-    target, close = cost.argmin(1), cost.min(1) < -0.5
+    target, close = cost.argmin(1), cost.min(1) < limit
     queries, objects = hungarian(cost)
     target[queries], close[queries] = objects, True
     return close.nonzero()[0], target[close]
@@ -501,6 +507,15 @@ class PlacelessNapkin(Napkin):
         for position in (self.row, self.column):
             nn.init.zeros_(position).requires_grad_(False)
 
+class WrappedNapkin(Napkin):
+    "No border: beyond its edge an image goes on at the opposite edge."
+    def __init__(self):
+        super().__init__()
+        self.backbone = make_backbone(self.queries.shape[1], "circular")
+
+class WrappedPlacelessNapkin(WrappedNapkin, PlacelessNapkin):
+    "Neither a border nor positions."
+
 RUNS: dict[str, dict[str, Callable]] = {
     "DETR": {},
     "queries are blind": {"make": partial(Napkin, decoder_layer=BlindDecoderLayer)},
@@ -516,6 +531,8 @@ RUNS: dict[str, dict[str, Callable]] = {
     "no GIoU": {"criterion": partial(napkin_loss, overlap=0.0)},
     "no auxiliary losses": {"criterion": last_layer_loss},
     "no positions": {"make": PlacelessNapkin},
+    "no border": {"make": WrappedNapkin},
+    "neither": {"make": WrappedPlacelessNapkin},
 }
 
 # %% ../nbs/02_napkin.ipynb #84f190ba

@@ -552,6 +552,18 @@ def test_stored_coins(trial, tmp_path):
     assert len(stored) == 1 and again["loss"] == pytest.approx(stored[0]["loss"], rel=0.01)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["as it is", "all queries alike", "grey", "black", "x and y exchanged"])
+def test_stored_broken_detectors(run, experiments):
+    "The first two steps with two images by heart again, to 1 %."
+    stored = [row for row in experiment("broken") if row["run"] == run and row["images"] == 2]
+    assert [row["step"] for row in stored] == [*range(0, 101, 2)]
+    torch.set_num_threads(1)
+    again, _ = experiments.learn_broken(run, 2, steps=2)
+    for key, rel in {"loss": 0.01, "apart": 0.1, "nothing": 0.02, "tokens": 0.02}.items():
+        assert [row[key] for row in again] == pytest.approx([row[key] for row in stored[:2]], rel=rel, abs=1e-6), key
+
+
 def test_experiments_refuse_what_they_do_not_know(tmp_path):
     "A misspelt beginning or fault would silently be the usual run."
     with pytest.raises(ValueError, match="start='checkpiont': want"): compare_coins(tmp_path, start="checkpiont")

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -15,13 +16,14 @@ from skimage import data as photographs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from detr_nb import DetrForObjectDetection, DetrImageProcessor, Recipe, SceneDetection, evaluate, train
+from detr_nb import DetrConfig, DetrForObjectDetection, DetrImageProcessor, Recipe, SceneDetection, evaluate, train
 from detr_nb.bench import Setting, describe_machine, images_of, published, run_bench
 from detr_nb.boxes import box_iou
+from detr_nb.data import detection_target
 from detr_nb.datasets import open_split
 from detr_nb.files import ASSETS, atomic, read_log
 from detr_nb.losses import DetrLoss
-from detr_nb.napkin import compare_runs
+from detr_nb.napkin import RUNS, answers_of, compare_runs, make_images, napkin_loss, nearest, result, train_napkin
 from detr_nb.own_data import compare_coins, cut_squares, find_coins, start_training
 from detr_nb.pretraining import compare_beginnings, init_scenes_detector, pretrain_backbone, scenes_processor
 from detr_nb.speed import ExportedModel, export_model, take_turns
@@ -44,6 +46,28 @@ def napkin() -> None:
     scores, answers = compare_runs()
     write("napkin", scores)
     write("napkin_answers", answers)
+
+
+def napkin_regions() -> None:
+    "02 · Napkin: where the queries of four networks are sure of something, in 100 images."
+    images, _ = make_images(100, torch.Generator().manual_seed(10**6))
+    rows = []
+    for run in ("DETR", "queries are blind", "every close query answers", "both"):
+        answers = answers_of(train_napkin(2000, **RUNS[run])[0], images)
+        rows += [
+            {"run": run, "query": a["query"], "label": a["label"]} | {k: f"{a[k]:.3f}" for k in ("cx", "cy", "w", "h")}
+            for a in answers if a["score"] >= 0.5
+        ]
+    write("napkin_regions", rows)
+
+
+def napkin_limits() -> None:
+    "02 · Napkin: how close a query has to be to answer for an object that another one answers for."
+    rows = []
+    for limit in (0.0, -0.5, -1.0, -1.5, -2.0, -2.5):
+        model, losses = train_napkin(2000, criterion=partial(napkin_loss, assign=partial(nearest, limit=limit)))
+        rows.append({"limit": limit, "loss_20": losses[19]} | result(model))
+    write("napkin_limits", rows)
 
 
 def beginnings() -> None:
@@ -164,6 +188,57 @@ def by_heart() -> None:
         {"run": name, "step": step, "loss": loss}
         for name, losses in runs.items() for step, loss in enumerate(losses, start=1)
     ])
+
+
+def learn_broken(run: str, images: int, steps: int = 100) -> tuple[list[dict], list[dict]]:
+    """15 · Detector: one scene or two learned by heart by a detector that is as it should be or broken in one of four
+    ways. The losses of every second step, with how much the answers differ; and the boxes at the end."""
+    processor, scenes = scenes_processor(), SceneDetection(16, seed=0, split="val")
+    encoded = [processor.encode(image, detection_target(told, 128, 128)) for image, told in (scenes[13], scenes[12])]
+    batch = processor.collate(encoded[:images])
+    torch.manual_seed(0)
+    network = DetrForObjectDetection(DetrConfig.from_pretrained("scenes", use_pretrained_backbone=False))
+    if run == "all queries alike": network.model.query_position_embeddings.requires_grad_(False).weight.zero_()
+    shown, labels = batch.pixel_values, batch.labels
+    if run == "grey": shown = torch.zeros_like(shown)
+    if run == "black":
+        black = [(0 - mean) / std for mean, std in zip(processor.image_mean, processor.image_std)]
+        shown = torch.tensor(black).view(1, 3, 1, 1).expand_as(shown)
+    if run == "x and y exchanged":
+        labels = [target | {"boxes": target["boxes"][:, [1, 0, 3, 2]]} for target in labels]
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=5e-4, weight_decay=1e-4)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=10)
+    rows: list[dict] = []
+    for step in range(steps + 1):
+        said = network.train()(shown, batch.pixel_mask, labels=labels)
+        if step % 2 == 0:
+            boxes, memory = said.pred_boxes[0].detach(), said.encoder_last_hidden_state[0].detach()
+            rows.append({
+                "run": run, "images": images, "step": step, "loss": said.loss.item(),
+                "apart": (boxes.amax(0) - boxes.amin(0)).max().item(),
+                "nothing": said.logits[0].detach().softmax(-1)[:, -1].mean().item(),
+                "tokens": (memory - memory.mean(0)).norm(dim=1).mean().item(),
+            })
+        if step == steps: break
+        optimizer.zero_grad()
+        said.loss.backward()
+        optimizer.step()
+        warm_up.step()
+    with torch.no_grad(): said = network.eval()(shown, batch.pixel_mask)
+    found = processor.post_process_object_detection(said, 0.7, [(128, 128)] * images)
+    return rows, [
+        {"run": run, "images": images, "scene": scene, "label": int(label), "score": float(score)}
+        | dict(zip(("x0", "y0", "x1", "y1"), box.tolist()))
+        for scene, one in zip((13, 12), found) for box, label, score in zip(one["boxes"], one["labels"], one["scores"])
+    ]
+
+
+def broken() -> None:
+    "15 · Detector: which of five detectors does learning by heart find, with one image and with two?"
+    runs = "as it is", "all queries alike", "grey", "black", "x and y exchanged"
+    learned = [learn_broken(run, images) for images in (1, 2) for run in runs]
+    write("broken", [row for rows, _ in learned for row in rows])
+    write("broken_boxes", [row for _, boxes in learned for row in boxes])
 
 
 def batches() -> None:
@@ -322,9 +397,10 @@ def bench() -> None:
 
 
 EXPERIMENTS = {
-    "speed": speed, "bench": bench, "napkin": napkin, "beginnings": beginnings,
-    "sizes": sizes, "box_question": box_question, "lessons": lessons, "coins": coins,
-    "coin_steps": coin_steps, "by_heart": by_heart, "batches": batches, "processes": processes, "divisors": divisors,
+    "speed": speed, "bench": bench, "napkin": napkin, "napkin_regions": napkin_regions, "napkin_limits": napkin_limits,
+    "beginnings": beginnings, "sizes": sizes, "box_question": box_question, "lessons": lessons, "coins": coins,
+    "coin_steps": coin_steps, "by_heart": by_heart, "broken": broken, "batches": batches, "processes": processes,
+    "divisors": divisors,
 }
 
 
