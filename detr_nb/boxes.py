@@ -135,7 +135,7 @@ def masks_to_boxes(
     Returns:
         Tensor: (T, 4) float32 x0, y0, x1, y1 in pixels; zeros for an empty mask
     """
-    if not masks.numel(): return torch.zeros(len(masks), 4)
+    if not masks.numel(): return torch.zeros(len(masks), 4, device=masks.device)
     sides = masks.any(1).int(), masks.any(2).int()           # which columns, which rows
     first = [hit.argmax(1) for hit in sides]
     last = [hit.shape[1] - hit.flip(1).argmax(1) for hit in sides]

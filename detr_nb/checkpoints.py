@@ -15,6 +15,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,6 +244,7 @@ def load_weights(
         parts = ", ".join(sorted({k.split(".")[0] for k in fresh}))
         warnings.warn(f"begun afresh, for {source} does not have them: {parts}", stacklevel=3)
         missing -= fresh
+    vars(model)["begun_afresh"] = {k.split(".")[0] for k in fresh}  # parts that no weights were found for
     some = lambda names: (
         f"{len(names)} ({', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''})"
     )
@@ -276,10 +278,13 @@ def write_weights(
         path (str | os.PathLike): .safetensors
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():  # a file holds no tensor twice: those that layers share are written for each
+        if first.setdefault(tensor.untyped_storage().data_ptr(), name) != name: tensors[name] = tensor.clone()
     with atomic(path) as part:
         try: safetensors.torch.save_file(tensors, part, metadata={"format": "pt"})
         except safetensors.SafetensorError as error: raise OSError(errno.EIO, str(error)) from error  # a full disk
-        part.chmod(0o644)  # safetensors lets only the owner read
+        with suppress(OSError): part.chmod(0o644)  # safetensors lets only the owner read; some file systems keep it so
 
 # %% ../nbs/95_checkpoints.ipynb #7ef680ae
 def save_checkpoint(

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:  # None: those of the 
     Args:
         arguments (Sequence[str] | None)
     """
+    for stream in (sys.stdout, sys.stderr):  # a file on Windows need not know every letter
+        getattr(stream, "reconfigure", dict)(errors="backslashreplace")
     try: code = app(arguments, prog_name="detr-nb", standalone_mode=False)
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"detr-nb: {error}", file=sys.stderr)
@@ -709,8 +712,6 @@ def train_command(
         queries, image_size,
     )
     if freeze_backbone: (network.detr if masks else network).freeze_backbone()
-    if frozen_detector:
-        network.freeze_detector()
     path = detr_nb.train(
         network, dataset, out, recipe, processor, val, resume, workers, cache=cache, keep=keep, log_with=log_with
     )
@@ -878,10 +879,12 @@ def convert(
     images: Annotated[Path, typer.Option(help="folder of the images")],
     labels: Annotated[Path, typer.Option(help="folder of VOC's XML or YOLO's text files")],
     split: Annotated[str, typer.Option(help="train or val")] = "train",
-    names: Annotated[Path | None, typer.Option(help="YOLO's data.yaml")] = None,
+    names: Annotated[Path | None, typer.Option(help="YOLO's data.yaml, or a text file with the names")] = None,
 ):
     "Turn a VOC or YOLO dataset into a split of a COCO folder. The images are copied."
-    path = detr_nb.datasets.convert_dataset(images, labels, data, split, format, names)
+    path = detr_nb.datasets.convert_dataset(
+        images, labels, data, split, format.lower(), names, progress=True
+    )
     dataset = detr_nb.datasets.open_split(data, split)
     typer.echo(f"{path}: {len(dataset)} images, {len(dataset.coco.anns)} boxes, {', '.join(dataset.id2label.values())}")
 
@@ -900,12 +903,12 @@ def check_command(
     for split in ("train",) if data.is_file() else detr_nb.datasets.SPLITS:  # one file is one split
         try: detr_nb.datasets.find_split(data, split, "panoptic" if panoptic else "instances")
         except FileNotFoundError as error:
-            typer.echo(f"{error}", err=True)
+            if split != "test": typer.echo(f"{error}", err=True)  # few have one
             continue
         reports.append(detr_nb.datasets.check_split(data, split, panoptic, queries))
-    if not reports: raise FileNotFoundError(f"{data}: neither a train nor a val split")
+    if not reports: raise FileNotFoundError(f"{data}: neither a train nor a val nor a test split")
     whole = [report for report in reports if "hashes" in report]
-    if len(reports) == 2: detr_nb.datasets.compare_splits(*reports)
+    for first, second in combinations(reports, 2): detr_nb.datasets.compare_splits(first, second)
     for report in reports: typer.echo(detr_nb.datasets.format_report(report) + "\n")
     kept = [{k: v for k, v in report.items() if k not in ("sides", "hashes", "names")} for report in reports]
     draw = partial(draw_check, data, whole, panoptic)

@@ -603,7 +603,7 @@ def check_boxes(
     compared, overlaps = compare_with_masks(data)
     elsewhere = np.asarray(overlaps < 0.5)
     for which, ids, what in (
-        (empty, of_image, "have no area inside their image and are left out"),
+        (empty, of_image, "have no area inside their image: not learned, and missed in an evaluation"),
         (cut, of_image, "reach out of their image by more than a pixel and are cut at its edge"),
         (elsewhere, compared, "that were compared with the masks of their objects lie elsewhere (IoU below 0.5)"),
     ):

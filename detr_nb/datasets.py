@@ -8,34 +8,41 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import mimetypes
 import os
 import shutil
-import tempfile
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
 from detr_nb.data import (
-    CocoDetection, CocoPanoptic, Fault, detection_target, first_three, raise_faults, read_entry, repeated,
+    COCO_KEYS, CocoDetection, CocoPanoptic, Fault, detection_target, file_faults, first_three, raise_faults,
+    read_entry, repeated,
 )
 from .files import orientation, read_image, read_json, upright_size, write_json
 from .visualization import grid, show_boxes
 
 # %% auto #0
 __all__ = [
-    "COLUMNS", "SPLITS", "read_table", "write_coco", "find_split", "open_split", "clashing_names",
-    "convert_dataset", "check_split", "format_report", "compare_splits", "draw_split",
-    "draw_counts"
+    "COLUMNS", "ALIASES", "SPLITS", "read_table", "write_coco", "find_split", "open_split",
+    "Classes", "read_classes", "yolo_objects", "VocFile", "read_voc", "voc_objects", "pair_labels",
+    "convert_dataset", "clashing_names", "check_split", "format_report", "compare_splits",
+    "draw_split", "draw_counts"
 ]
 
 # %% ../nbs/96_datasets.ipynb #bfdc4a99
 COLUMNS = "file", "label", "x0", "y0", "x1", "y1"
+ALIASES = {  # what other tools call them
+    "filename": "file", "image": "file", "class": "label",
+    "xmin": "x0", "ymin": "y0", "xmax": "x1", "ymax": "y1",
+}
 
 def read_table(
     path: str | os.PathLike,  # CSV with the columns of `COLUMNS`; a file alone is an image without objects
@@ -56,7 +63,10 @@ def read_table(
     try: lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}): save the table as UTF-8") from error
-    rows = csv.DictReader(lines)
+    first = lines[0] if lines else ""
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=first.count), skipinitialspace=True)
+    names = [(name or "").strip().lower() for name in rows.fieldnames or ()]
+    rows.fieldnames = [ALIASES.get(name, name) for name in names]
     if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
         raise ValueError(
             f"{path}: columns {rows.fieldnames}: {missing} missing; want {', '.join(COLUMNS)}"
@@ -101,8 +111,16 @@ def table_faults(
         if not (folder / name).is_file():
             yield "image", f"{folder / name}: no such image; the table names it"
             continue
-        with Image.open(folder / name) as file:
-            turned, stored, turn = upright_size(file), file.size, orientation(file)
+        whole = lambda row: len(row) == 5 and all(isinstance(value, Real) for value in row[1:])
+        if strange := [row for row in boxes if not whole(row)]:
+            yield "box", f"{name}: {strange[0]}: want label, x0, y0, x1, y1"
+            continue
+        try:
+            with Image.open(folder / name) as file:
+                turned, stored, turn = upright_size(file), file.size, orientation(file)
+        except Exception as error:  # a broken header may raise anything
+            yield "file", f"{folder / name}: not an image that can be read ({error})"
+            continue
         fits = [all(x1 <= size[0] and y1 <= size[1] for *_, x1, y1 in boxes) for size in (turned, stored)]
         width, height = sizes[name] = stored if fits == [False, True] else turned  # as `CocoDetection` will read it
         unsure += [name] * (turn > 1 and all(fits))
@@ -114,6 +132,10 @@ def table_faults(
                 yield "box", f"{name}: box {x0, y0, x1, y1}: {wanted}"
 
 # %% ../nbs/96_datasets.ipynb #a514edee
+def _check_split_name(split: str) -> None:
+    if Path(split).name != split or split in ("", ".", ".."):
+        raise ValueError(f"split={split!r}: want a name such as 'train', without a folder")
+
 def write_coco(
     folder: str | os.PathLike,  # the images lie in {folder}/{split}/
     split: str,                 # train, val
@@ -141,7 +163,10 @@ def write_coco(
     """
     path, images_folder = Path(folder) / "annotations" / f"instances_{split}.json", Path(folder) / split
     if path.exists(): raise FileExistsError(f"{path} exists: nothing is overwritten")
+    _check_split_name(split)
     if len(set(labels)) < len(labels): raise ValueError(f"labels={list(labels)}: want each once")
+    if strange := [label for label in labels if not isinstance(label, str)]:
+        raise ValueError(f"labels: {strange[0]!r}: want names")
     sizes: dict[str, tuple[int, int]] = {}
     unsure: list[str] = []
     faults = list(table_faults(images_folder, table, labels, sizes, unsure))
@@ -159,7 +184,10 @@ def write_coco(
         {"id": i, "file_name": name, "width": width, "height": height}
         for i, (name, (width, height)) in enumerate(sizes.items(), start=1)
     ]
-    rows = [(image["id"], *row) for image in images for row in table[image["file_name"]]]
+    rows = [
+        (image["id"], label, *map(float, corners))
+        for image in images for label, *corners in table[image["file_name"]]
+    ]
     annotations = [
         {
             "id": i, "image_id": image_id, "category_id": labels.index(label) + 1,
@@ -167,13 +195,33 @@ def write_coco(
         }
         for i, (image_id, label, x0, y0, x1, y1) in enumerate(rows, start=1)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
     categories = [{"id": i + 1, "name": label} for i, label in enumerate(labels)]
-    write_json({"images": images, "annotations": annotations, "categories": categories}, path)
+    data = {"images": images, "annotations": annotations, "categories": categories}
+    raise_faults(file_faults(data, COCO_KEYS), f"{path.name} is not written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(data, path)
     return path
 
 # %% ../nbs/96_datasets.ipynb #5f1df68a
-SPLITS = {"train": ("train", "train2017"), "val": ("val", "val2017", "valid", "validation")}
+SPLITS = {
+    "train": ("train", "train2017"),
+    "val": ("val", "val2017", "valid", "validation"),
+    "test": ("test", "test2017"),
+}
+
+def _images_of(truth: Path, names: Sequence[str]) -> Path:
+    """The folder with most of the images that an annotation file names: beside it, named like the
+    file (`instances_X`: `X`), like a split, or `images`; and the same one folder higher."""
+    own = dict.fromkeys((truth.stem.split("_", 1)[-1], *names))
+    inner, bases = (*own, "images", *(f"images/{name}" for name in own)), (truth.parent, truth.parent.parent)
+    places = [truth.parent, *(base / name for base in bases for name in inner)]
+    entries = read_json(truth).get("images")
+    entries = (
+        [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    )
+    some = [str(entry.get("file_name")) for entry in entries[:: max(1, len(entries) // 100)]]
+    count = lambda place: sum((place / name).is_file() for name in some)
+    return max(places, key=count)  # the first of equals
 
 def find_split(
     data: str | os.PathLike,
@@ -196,19 +244,7 @@ def find_split(
         FileNotFoundError: says what was looked for, and what is there.
     """
     data = Path(data)
-    if data.is_file():  # its images lie beside it, in a folder of the split's name, or in `images/`
-        names = SPLITS.get(split, (split,))
-        bases = data.parent, data.parent.parent
-        places = [data.parent, *(base / name for base in bases for name in (*names, "images"))]
-        entries = read_json(data).get("images") or [{}]
-        first = (
-            entries[0].get("file_name")
-            if isinstance(entries, list) and isinstance(entries[0], dict)
-            else None
-        )
-        return next(
-            (place for place in places if first and (place / str(first)).is_file()), data.parent
-        ), data
+    if data.is_file(): return _images_of(data, SPLITS.get(split, (split,))), data
     files = ["annotations/{kind}_{name}.json"] + ["{name}/_annotations.coco.json"] * (
         kind == "instances"
     )
@@ -216,8 +252,9 @@ def find_split(
         (data / name, data / file.format(kind=kind, name=name))
         for name in SPLITS.get(split, (split,)) for file in files
     ]
-    found = next((pair for pair in candidates if pair[1].is_file()), None)
-    if found: return found
+    for images, truth in candidates:
+        inner = data / "images" / images.name  # as CVAT and others have it
+        if truth.is_file(): return inner if inner.is_dir() and not images.is_dir() else images, truth
     there = (
         sorted(str(path.relative_to(data)) for path in data.glob("**/*.json"))[:10]
         if data.is_dir()
@@ -259,40 +296,352 @@ def open_split(
     pngs = next((folder for folder in folders if folder.is_dir()), folders[0])
     return CocoPanoptic(images, pngs, truth, skip_missing=skip_missing)
 
-# %% ../nbs/96_datasets.ipynb #31dbbab4
-def _why_unreadable(path: Path) -> str:
-    "What is wrong with an image file; nothing for a whole one and for a file without an image's ending."
-    if path.suffix.lower() not in Image.registered_extensions(): return ""
-    try: read_image(path)
-    except (OSError, ValueError) as error: return str(error)
-    return ""
+# %% ../nbs/96_datasets.ipynb #conv9601
+class Classes(NamedTuple):
+    """What YOLO's classes are called.
 
-def _check_names(path: str | os.PathLike) -> None:
-    "`ValueError` for a data.yaml whose names are not one for each number from 0."
-    import yaml  # comes with supervision
-    try: names = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not read as YAML ({' '.join(str(error).split())})") from error
-    names = names.get("names") if isinstance(names, dict) else None
-    if not isinstance(names, (list, dict)):
-        raise ValueError(f"{path}: no 'names': want YOLO's data.yaml, which names the classes")
-    if isinstance(names, dict) and set(names) != set(range(len(names))):
-        raise ValueError(f"{path}: names have the numbers {sorted(names, key=str)}: want 0 to {len(names) - 1}")
-    words = list(map(str, names.values() if isinstance(names, dict) else names))
-    if twice := repeated(words): raise ValueError(f"{path}: two classes are called {twice[0]!r}")
+    Attributes:
+        names (list[str])
+        keypoints (int): how many numbers of key points follow each box. Defaults to 0.
+    """
+    names: list[str]
+    keypoints: int = 0  # how many numbers of key points follow each box
 
-def _name_broken(folder: Path) -> str:
-    "The first file of labels that is no XML, or no text in UTF-8, and why."
-    for file in sorted(folder.iterdir()):
+def read_classes(
+    path: str | os.PathLike,  # data.yaml, or a text file with a name on each line
+) -> Classes:
+    """The names of YOLO's classes by their numbers from 0.
+
+    Args:
+        path (str | os.PathLike): data.yaml, or a text file with a name on each line
+
+    Returns:
+        Classes
+
+    Raises:
+        ValueError: if they are not one for each number.
+    """
+    path = Path(path)
+    try: text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error: raise ValueError(f"{path}: not read as UTF-8 ({error})") from error
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        names, keypoints = [line.strip() for line in text.splitlines() if line.strip()], 0
+    else:
+        import yaml  # timm needs it, too
+        try: found = yaml.load(text, yaml.BaseLoader)  # all words as they are: `no` is a name
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not read as YAML ({' '.join(str(error).split())})") from error
+        names = found.get("names") if isinstance(found, dict) else None
+        if not isinstance(names, (list, dict)):
+            raise ValueError(f"{path}: no 'names': want YOLO's data.yaml, which names the classes")
+        if isinstance(names, dict):
+            numbers = sorted((int(key) if key.isdecimal() else key for key in names), key=str)
+            if set(numbers) != set(range(len(names))):
+                raise ValueError(f"{path}: names have the numbers {numbers}: want 0 to {len(names) - 1}")
+            names = [names[key] for key in sorted(names, key=int)]
+        keypoints = math.prod(map(int, found.get("kpt_shape", [0])))
+    if not names: raise ValueError(f"{path}: no name in it: want one for each class")
+    if twice := repeated(names): raise ValueError(f"{path}: two classes are called {twice[0]!r}")
+    return Classes(list(names), keypoints)
+
+# %% ../nbs/96_datasets.ipynb #conv9603
+def _object(name: str, box: Sequence[float], polygon: Sequence[float] = ()) -> dict:
+    "An object as COCO has it, but for its numbers, from corners and perhaps a polygon x, y, x, y …"
+    x, y, size = np.asarray(polygon[::2]), np.asarray(polygon[1::2]), np.subtract(box[2:], box[:2])
+    area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2 if len(polygon) else size.prod()
+    entry = {"name": name, "bbox": [*box[:2], *size.tolist()], "area": float(area), "iscrowd": 0}
+    return entry | ({"segmentation": [list(polygon)]} if len(polygon) else {})
+
+def yolo_objects(
+    path: Path,                # of the text file
+    width: int, height: int,   # of the image, in pixels
+    classes: Classes,
+) -> list[dict]:               # of: name, bbox, area, iscrowd, perhaps segmentation
+    """The objects of one label file of YOLO: boxes, rotated boxes, polygons.
+
+    Args:
+        path (Path): of the text file
+        width (int): of the image, in pixels
+        height (int): of the image, in pixels
+        classes (Classes)
+
+    Returns:
+        list[dict]: of: name, bbox, area, iscrowd, perhaps segmentation
+
+    Raises:
+        ValueError: names the line.
+    """
+    try: lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error: raise ValueError(f"{path}: not read as UTF-8 ({error})") from error
+    objects = []
+    for row, line in enumerate(lines, start=1):
+        place = f"{path}, line {row}: {line.strip()[:60]!r}"
+        try: values = [float(word) for word in line.split()]
+        except ValueError: raise ValueError(f"{place}: want numbers only") from None
+        if not values: continue
+        number, *values = values
+        if number not in range(len(classes.names)):
+            raise ValueError(f"{place}: class {number:g}: want one of 0 … {len(classes.names) - 1}")
+        if len(values) in (5, 4 + classes.keypoints): values = values[:4]  # no confidence, no key points
+        if not all(-0.01 <= value <= 1.01 for value in values):
+            raise ValueError(f"{place}: want shares of the image, 0 … 1")
+        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+            found = f"{len(values)} numbers after the class"
+            raise ValueError(f"{place}: {found}: want 4 of a box or x, y of a polygon")
+        points = np.array(values).reshape(-1, 2) * (width, height)
+        corners = (
+            [points[0] - points[1] / 2, points[0] + points[1] / 2] if len(values) == 4 else points
+        )
+        box = [*np.min(corners, 0).tolist(), *np.max(corners, 0).tolist()]
+        polygon = points.flatten().tolist() if len(values) > 4 else ()
+        objects.append(_object(classes.names[int(number)], box, polygon))
+    return objects
+
+# %% ../nbs/96_datasets.ipynb #conv9606
+class VocFile(NamedTuple):
+    """What a file of VOC says.
+
+    Attributes:
+        size (tuple[int, int] | None): width and height of the image
+        objects (list[tuple[str, list[float], list[float]]]): name; corners; polygon, mostly empty
+    """
+    size: tuple[int, int] | None                               # width and height of the image
+    objects: list[tuple[str, list[float], list[float]]]        # name; corners; polygon, mostly empty
+
+def read_voc(
+    path: Path,
+) -> VocFile:
+    """One file of VOC, as it counts.
+
+    Args:
+        path (Path)
+
+    Returns:
+        VocFile
+
+    Raises:
+        ValueError: names the object.
+    """
+    def number(place: Any, what: str) -> float:
+        try: value = float(place.findtext(what))
+        except (AttributeError, TypeError, ValueError): value = math.nan
+        if not math.isfinite(value): raise ValueError(f"no number in <{what}>")
+        return value
+
+    try: root = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error: raise ValueError(f"{path}: {error}") from error
+    objects = []
+    for count, item in enumerate(root.findall("object"), start=1):
+        name = (item.findtext("name") or "").strip()
+        box, outline = item.find("bndbox"), item.find("polygon")
         try:
-            if file.suffix.lower() == ".xml": ElementTree.parse(file)
-            elif file.suffix.lower() == ".txt" and file.read_text(encoding="utf-8").startswith("\ufeff"):
-                return f"{file.name}: begins with a byte order mark; save it without"
-        except (ElementTree.ParseError, UnicodeDecodeError) as error: return f"{file.name}: {error}"
-    return ""
+            if not name: raise ValueError("no <name>")
+            if box is None: raise ValueError("no <bndbox>")
+            (x0, x1), (y0, y1) = (
+                sorted(number(box, axis + end) for end in ("min", "max")) for axis in "xy"
+            )
+            sides = range(1, 1 + (0 if outline is None else len(outline) // 2))
+            polygon = [number(outline, f"{axis}{k}") for k in sides for axis in "xy"]
+        except ValueError as error: raise ValueError(f"{path}: object {count}: {error}") from None
+        objects.append((name, [x0, y0, x1, y1], polygon))
+    width, height = (root.findtext(f"size/{side}") or "0" for side in ("width", "height"))
+    size = (int(width), int(height)) if width.isdecimal() and height.isdecimal() else (0, 0)
+    return VocFile(size if all(size) else None, objects)
 
+def voc_objects(
+    file: VocFile,
+    first: int,     # what its corners count from
+) -> list[dict]:    # of: name, bbox, area, iscrowd, perhaps segmentation
+    """The objects of a file of VOC, counted from 0.
+
+    Args:
+        file (VocFile)
+        first (int): what its corners count from
+
+    Returns:
+        list[dict]: of: name, bbox, area, iscrowd, perhaps segmentation
+    """
+    return [
+        _object(name, [x0 - first, y0 - first, x1, y1], [value - first for value in polygon])
+        for name, (x0, y0, x1, y1), polygon in file.objects
+    ]
+
+# %% ../nbs/96_datasets.ipynb #conv9608
+def _sounds_like_image(path: Path) -> bool:
+    kind = str(mimetypes.guess_type(path)[0])
+    return kind.startswith("image/") or path.suffix.lower() in (".heic", ".heif")
+
+def _is_image(path: Path) -> bool:
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+
+def pair_labels(
+    images: Path,                   # folder; those in folders below it count, too
+    labels: Path,                   # folder
+    ending: str,                    # of the label files: ".txt", ".xml"
+    but: Path | None = None,        # a folder whose images do not count
+) -> dict[Path, Path | None]:       # image → label file
+    """The label file of each image: at the same place, or of the same name. Warns of what has no
+    partner.
+
+    Args:
+        images (Path): folder; those in folders below it count, too
+        labels (Path): folder
+        ending (str): of the label files: ".txt", ".xml"
+        but (Path | None): a folder whose images do not count
+
+    Returns:
+        dict[Path, Path | None]: image → label file
+    """
+    found = [
+        path for path in sorted(images.rglob("*")) if but not in path.parents and path.is_file()
+    ]
+    place = lambda path, base: path.relative_to(base).with_suffix("").as_posix()
+    texts = [path for path in sorted(labels.rglob("*")) if path.suffix.lower() == ending]
+    files = {place(path, labels): path for path in texts}
+    pictures = [path for path in found if _is_image(path)]
+    if not pictures: raise ValueError(f"{images}: no image in it")
+    stems, own = (Counter(path.stem for path in some) for some in (pictures, files.values()))
+    by_stem = {
+        path.stem: path for path in files.values() if own[path.stem] == stems[path.stem] == 1
+    }
+    pairs = {path: files.get(place(path, images), by_stem.get(path.stem)) for path in pictures}
+    used = Counter(path for path in pairs.values() if path)
+    if not used:
+        raise ValueError(f"{labels}: no {ending} file belongs to one of the {len(pairs)} images in {images}")
+    if twice := [f"{path} to {count} images" for path, count in used.items() if count > 1]:
+        raise ValueError(f"label files that belong to several images ({len(twice)}): {first_three(twice)}")
+    said = {
+        "images have no label file and become images without objects":
+            [path for path, own in pairs.items() if not own],
+        f"files belong to no image in {images}":
+            [path for path in texts if path not in used and path.stem not in ("classes", "labels")],
+        "files look like images and cannot be read":
+            [path for path in found if not _is_image(path) and _sounds_like_image(path)],
+    }
+    for words, paths in said.items():
+        if paths: warnings.warn(f"{len(paths)} {words}: {first_three(list(map(str, paths)))}", stacklevel=3)
+    return pairs
+
+def _entry_size(path: Path, said: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height of an image as its labels mean it: upright, but for a `said` size that only
+    fits as stored."""
+    read_image(path)  # all of it, so that no broken one is copied
+    with Image.open(path) as file: upright, stored = upright_size(file), file.size
+    if said not in (None, upright, stored):
+        raise ValueError(f"{path} has {upright[0]} × {upright[1]} pixels, its label file says {said[0]} × {said[1]}")
+    return upright if said in (None, upright) else stored
+
+# %% ../nbs/96_datasets.ipynb #conv9609
+def _number_classes(annotations: Path, names: Iterable[str]) -> dict[str, int]:
+    "Numbers of classes from 1; those of other splits in the folder keep theirs."
+    files = sorted(annotations.glob("instances_*.json"))
+    known = {
+        entry["name"]: entry["id"] for file in files for entry in read_json(file)["categories"]
+    }
+    fresh = [name for name in dict.fromkeys(names) if name not in known]
+    return known | {
+        name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)
+    }
+
+def _copy_images(targets: Mapping[Path, Path]) -> None:
+    "Copy files; none is left if one cannot be copied."
+    if taken := [str(path) for path in targets.values() if path.exists()]:
+        raise FileExistsError(f"nothing is overwritten, images that exist ({len(taken)}): {first_three(taken)}")
+    done: list[Path] = []
+    try:
+        for source, target in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            done.append(target)
+            shutil.copyfile(source, target)
+    except BaseException:
+        for target in done: target.unlink(missing_ok=True)
+        raise
+
+def _read_objects(
+    pairs: Mapping[Path, Path | None],  # image → label file
+    classes: Classes | None,            # of YOLO; None: VOC
+    progress: bool,
+) -> dict[Path, tuple[tuple[int, int], list[dict]]]:  # image → width and height, objects
+    "Size and objects of all images. `ValueError` with everything that cannot be read."
+    from tqdm.auto import tqdm
+    faults: list[Fault] = []
+
+    def tried(kind: str, read: Callable, *args: Any) -> Any:
+        try: return read(*args)
+        except (ValueError, OSError) as error: faults.append((kind, str(error)))
+
+    voc = {own: tried("labels", read_voc, own) for own in pairs.values() if own and not classes}
+    sizes = {
+        path: tried("image", _entry_size, path, getattr(voc.get(own), "size", None))
+        for path, own in tqdm(pairs.items(), desc="read images", disable=not progress, leave=False)
+    }
+    raise_faults(faults, "nothing is written")
+    corners = [
+        value for file in voc.values() for _, (x0, y0, *_), _ in file.objects for value in (x0, y0)
+    ]
+    first = 0 if min(corners, default=1) < 1 else 1
+    if first == 0:
+        warnings.warn(f"a corner is {min(corners):g}: all are taken as counted from 0, not from 1", stacklevel=3)
+    read = lambda own, size: (
+        yolo_objects(own, size[0], size[1], classes) if classes else voc_objects(voc[own], first)
+    )
+    objects = {
+        path: tried("labels", read, own, sizes[path]) if own else [] for path, own in pairs.items()
+    }
+    raise_faults(faults, "nothing is written")
+    return {path: (sizes[path], objects[path]) for path in pairs}
+
+def convert_dataset(
+    images: str | os.PathLike,        # folder
+    labels: str | os.PathLike,        # folder of VOC's XML or YOLO's text files
+    folder: str | os.PathLike,        # of the COCO dataset: gets copies of the images, and the annotations
+    split: str,                       # train, val
+    format: str,                      # "voc" or "yolo"
+    names: str | os.PathLike | None = None,  # YOLO's data.yaml, or a text file with the names of the classes
+    progress: bool = False,
+) -> Path:                            # the annotation file
+    """A dataset in another format as a split of a COCO folder.
+
+    Raises:
+        ValueError: for another format, without names, or for files that cannot be read.
+        FileExistsError: rather than overwrite."""
+    if format not in ("voc", "yolo"): raise ValueError(f"format={format!r}: want 'voc' or 'yolo'")
+    if format == "yolo" and names is None:
+        raise ValueError("names=None: want YOLO's data.yaml, or a text file with the names of the classes")
+    _check_split_name(split)
+    for wanted in (images, labels, *([names] if names else [])):
+        if not Path(wanted).exists(): raise FileNotFoundError(f"{wanted}: no such file or folder")
+    images, labels, folder = Path(images), Path(labels), Path(folder)
+    path = folder / "annotations" / f"instances_{split}.json"
+    if path.exists(): raise FileExistsError(f"{path} exists: nothing is overwritten")
+    classes = read_classes(names) if names and format == "yolo" else None
+    pairs = pair_labels(images, labels, {"voc": ".xml", "yolo": ".txt"}[format], but=folder)
+    found = _read_objects(pairs, classes, progress)
+    objects = [entry for _, own in found.values() for entry in own]
+    used = classes.names if classes else sorted({entry["name"] for entry in objects})
+    numbers = _number_classes(path.parent, used)
+    if not numbers: raise ValueError(f"{labels}: no object in any of its files")
+    named = {file: file.relative_to(images).as_posix() for file in found}
+    entries = [
+        {"id": i, "file_name": named[file], "width": width, "height": height}
+        for i, (file, ((width, height), _)) in enumerate(found.items(), start=1)
+    ]
+    rows = [(i, own) for i, (_, objects) in enumerate(found.values(), start=1) for own in objects]
+    annotations = [
+        {"id": k, "image_id": i, "category_id": numbers[own.pop("name")]} | own
+        for k, (i, own) in enumerate(rows, start=1)
+    ]
+    categories = [{"id": i, "name": name} for name, i in numbers.items()]
+    data = {"images": entries, "annotations": annotations, "categories": categories}
+    raise_faults(file_faults(data, COCO_KEYS), f"nothing is written: what {labels} holds")
+    _copy_images({file: folder / split / name for file, name in named.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(data, path)
+    return path
+
+# %% ../nbs/96_datasets.ipynb #31dbbab4
 def clashing_names(first: Mapping[int, str], second: Mapping[int, str]) -> list[str]:
-    """Categories that two splits name differently.
+    """Categories that two splits name differently, or number differently.
 
     Args:
         first (Mapping[int, str])
@@ -302,90 +651,12 @@ def clashing_names(first: Mapping[int, str], second: Mapping[int, str]) -> list[
         list[str]
     """
     both = sorted(first.keys() & second.keys())
-    return [f"{i} is {first[i]!r} and {second[i]!r}" for i in both if first[i] != second[i]]
-
-def convert_dataset(
-    images: str | os.PathLike,        # folder
-    labels: str | os.PathLike,        # folder of VOC's XML or YOLO's text files
-    folder: str | os.PathLike,        # of the COCO dataset: gets copies of the images, and the annotations
-    split: str,                       # train, val
-    format: str,                      # "voc" or "yolo"
-    names: str | os.PathLike | None = None,  # YOLO's data.yaml with the names of the classes
-) -> Path:                            # the annotation file
-    """A dataset in another format as a split of a COCO folder, read by `supervision`.
-
-    Args:
-        images (str | os.PathLike): folder
-        labels (str | os.PathLike): folder of VOC's XML or YOLO's text files
-        folder (str | os.PathLike): of the COCO dataset: gets copies of the images, and the
-            annotations
-        split (str): train, val
-        format (str): "voc" or "yolo"
-        names (str | os.PathLike | None): YOLO's data.yaml with the names of the classes
-
-    Returns:
-        Path: the annotation file
-
-    Raises:
-        ValueError: for another format, without names, or for images that cannot be read.
-        FileExistsError: rather than overwrite.
-    """
-    if format not in ("voc", "yolo"): raise ValueError(f"format={format!r}: want 'voc' or 'yolo'")
-    if format == "yolo" and names is None:
-        raise ValueError("names=None: want YOLO's data.yaml, which names the classes")
-    for wanted in (images, labels, *([names] if names else [])):
-        if not Path(wanted).exists(): raise FileNotFoundError(f"{wanted}: no such file or folder")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "OpenCV")  # which would be faster, and is not needed
-            from supervision import DetectionDataset
-    except ImportError as error:
-        raise ValueError("converting needs supervision: pip install 'detr_nb[data]'") from error
-    if names is not None: _check_names(names)
-    path = Path(folder) / "annotations" / f"instances_{split}.json"
-    if path.exists(): raise FileExistsError(f"{path} exists: nothing is overwritten")
-    if broken := [message for image in sorted(Path(images).iterdir()) if (message := _why_unreadable(image))]:
-        raise ValueError(f"nothing is written, images that cannot be read ({len(broken)}): {first_three(broken)}")
-    read = DetectionDataset.from_pascal_voc if format == "voc" else DetectionDataset.from_yolo
-    try: dataset = read(str(images), str(labels), *([str(names)] if names else []))
-    except (ValueError, KeyError, SyntaxError, AttributeError) as error:  # of XML, too
-        raise ValueError(f"{labels}: not read, {_name_broken(Path(labels)) or error}") from error
-    with tempfile.TemporaryDirectory() as work:
-        dataset.as_coco(annotations_path=str(Path(work) / "coco.json"))
-        data = read_json(Path(work) / "coco.json")
-    if not data["images"]: raise ValueError(f"{images}: no image in it that {labels} knows")
-    others = sorted(path.parent.glob("instances_*.json"))  # the classes of other splits keep their numbers
-    known = {
-        entry["name"]: entry["id"] for other in others for entry in read_json(other)["categories"]
-    }
-    fresh = dict.fromkeys(
-        entry["name"] for entry in data["categories"] if entry["name"] not in known
-    )
-    numbers = known | {
-        name: i for i, name in enumerate(fresh, start=max(known.values(), default=0) + 1)
-    }
-    renumbered = {entry["id"]: numbers[entry["name"]] for entry in data["categories"]}
-    data["categories"] = [{"id": i, "name": name} for name, i in numbers.items()]
-    for entry in data["annotations"]: entry["category_id"] = renumbered[entry["category_id"]]
-    stems = {Path(entry["file_name"]).stem for entry in data["images"]}
-    ends = {"voc": ".xml", "yolo": ".txt"}[format]
-    files = [file for file in sorted(Path(labels).rglob("*")) if file.suffix.lower() == ends]
-    lost = [str(file) for file in files if file.stem not in {*stems, "classes", "labels"}]
-    if lost:
-        warnings.warn(
-            f"{labels}: {len(lost)} files belong to no image in {images}: {first_three(lost)}",
-            stacklevel=2,
-        )
-    targets = {
-        entry["file_name"]: Path(folder) / split / entry["file_name"] for entry in data["images"]
-    }
-    if taken := [str(target) for target in targets.values() if target.exists()]:
-        raise FileExistsError(f"nothing is overwritten, images that exist ({len(taken)}): {first_three(taken)}")
-    (Path(folder) / split).mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(exist_ok=True)
-    for name, target in targets.items(): shutil.copyfile(Path(images) / name, target)
-    write_json(data, path)
-    return path
+    found = [f"{i} is {first[i]!r} and {second[i]!r}" for i in both if first[i] != second[i]]
+    other = {name: i for i, name in first.items()}
+    return found + [
+        f"{name!r} has the numbers {other[name]} and {i}" for i, name in sorted(second.items())
+        if name in other and i not in first
+    ]
 
 # %% ../nbs/96_datasets.ipynb #chk9601
 def image_faults(
@@ -480,7 +751,9 @@ def object_faults(
         f"{len(crowded)} images have more objects than {queries} queries: {first_three(crowded)}"
     )
     if crowded: yield "queries", words
-    if not objects: yield "empty", "no image has an object"
+    if not objects: yield "empty", "no image has an object that is no crowd"
+    if 2 * (crowds := len(coco.anns) - len(objects)) > len(coco.anns):
+        yield "crowds", f"{crowds} of {len(coco.anns)} objects are crowds, which nothing learns: want iscrowd 0"
     flat = 0  # of the images whose size the file says
     for i, entry in coco.imgs.items():
         if not {"height", "width"} <= entry.keys(): continue
@@ -537,9 +810,9 @@ def check_split(
             faults["file"].append(str(error))
             return report
     coco, names, copies = dataset.coco, dataset.id2label, {}
-    found = [
-        ("missing" if "no such file" in str(w.message) else "note", str(w.message)) for w in said
-    ]
+    kinds = {"no such file": "missing", "the boxes look like": "format"}  # other warnings are notes
+    kind_of = lambda message: next((kind for words, kind in kinds.items() if words in message), "note")
+    found = [(kind_of(str(w.message)), str(w.message)) for w in said]
     found += [*image_faults(dataset, copies, progress), *copy_faults(coco, copies)]
     found += [*object_faults(coco, queries), *name_faults(list(names.values()))]
     for kind, message in found: (report["notes"] if kind == "note" else faults[kind]).append(message)
@@ -599,6 +872,10 @@ def compare_splits(
         val["faults"]["categories"] = [
             f"{train['split']} and {val['split']} differ: {name}" for name in clash
         ]
+    if fresh := sorted(set(val["names"].values()) - set(train["names"].values())):
+        val["notes"].append(
+            f"{val['split']} has classes that {train['split']} lacks, which nothing learns: {fresh}"
+        )
 
 # %% ../nbs/96_datasets.ipynb #34ba2c8c
 def draw_split(

@@ -294,7 +294,7 @@ def check_transforms(dataset, targets: Sequence[Mapping], sizes: Sequence[tuple[
         targets (Sequence[Mapping])
         sizes (Sequence[tuple[int, int]])
     """
-    if getattr(dataset, "transforms", None) is None: return
+    if is_fixed(dataset): return
     for target, size in zip(targets, sizes):
         name = target["image_id"]
         image, entries = (
@@ -322,8 +322,9 @@ def look_at(dataset: Any, index: int) -> tuple[Any, Any]:
     Returns:
         tuple[Any, Any]
     """
-    if is_fixed(dataset): return dataset[index]
-    with own_draw(f"val {index}"), naming_errors(f"dataset[{index}]"): return dataset[index]
+    with torch.inference_mode(False):  # somebody's own code may keep its tensors, and learn from them
+        if is_fixed(dataset): return dataset[index]
+        with own_draw(f"val {index}"), naming_errors(f"dataset[{index}]"): return dataset[index]
 
 def run_model(
     model: Any,                       # pixel_values, pixel_mask → outputs

@@ -8,6 +8,7 @@ __all__ = [
 ]
 
 # %% ../nbs/14_losses.ipynb #9e0d6f2e
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy, l1_loss
 
 from .boxes import box_cxcywh_to_xyxy, paired_giou
 from .mask_losses import mask_losses, stack_masks
-from .matcher import HungarianMatcher, PackedTargets, at_least_float32, pack_targets
+from .matcher import HungarianMatcher, PackedTargets, at_least_float32, pack_targets, unpack_targets
 
 # %% ../nbs/14_losses.ipynb #4aa20864
 def mean_over_processes(
@@ -302,9 +303,15 @@ class DetrLoss(nn.Module):
         Returns:
             Pairs
         """
-        return join_pairs(
-            self.matcher.match_layers(logits, boxes, targets), logits.shape[1], logits.device
-        )
+        own = type(self.matcher)  # one that only knows `forward` is asked layer by layer
+        by_layers = getattr(own, "match_layers", HungarianMatcher.match_layers)
+        if by_layers is not HungarianMatcher.match_layers or own.forward is HungarianMatcher.forward:
+            matched = self.matcher.match_layers(logits, boxes, targets)
+        else:
+            each = unpack_targets(targets) if isinstance(targets, PackedTargets) else targets
+            layers = [{"logits": one, "pred_boxes": b} for one, b in zip(logits, boxes)]
+            matched = [pair for layer in layers for pair in self.matcher(layer, each)]
+        return join_pairs(matched, logits.shape[1], logits.device)
 
     def divisors(
         self,
@@ -406,7 +413,7 @@ def weighted_sum(
         Tensor: scalar
     """
     weights = {"loss_ce": 1, "loss_bbox": bbox, "loss_giou": giou, "loss_mask": mask, "loss_dice": dice}
-    weight = lambda name: next((w for kind, w in weights.items() if name.startswith(kind)), 1)
-    return torch.stack([  # "loss_ce_0" is of the kind "loss_ce"
+    weight = lambda name: weights.get(re.sub(r"_\d+$", "", name), 1)  # "loss_ce_0" is of the kind "loss_ce"
+    return torch.stack([
         weight(name) * value for name, value in losses.items() if name.startswith("loss_")
     ]).sum()

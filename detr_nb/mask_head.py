@@ -394,7 +394,7 @@ class DetrForSegmentation(Pretrained):
 
     def __init__(self, config: DetrConfig):
         super().__init__()
-        self.config, self.detector_is_frozen = config, False
+        self.config = config
         self.detr = DetrForObjectDetection(config)
         channels = self.detr.model.backbone.conv_encoder.channels
         if len(channels) < 4:
@@ -442,10 +442,18 @@ class DetrForSegmentation(Pretrained):
         """
         return inference_copy(self, dtype, compile)
 
+    @property
+    def detector_is_frozen(self) -> bool:
+        """Whether none of the detector's weights may learn: then it stays in evaluation mode, too.
+
+        Returns:
+            bool
+        """
+        return not any(p.requires_grad for p in self.detr.parameters())
+
     def freeze_detector(self) -> None:
         """Train the mask head alone: the detector stays as it is in parameters, and in mode too (no
         dropout)."""
-        self.detector_is_frozen = True
         self.detr.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = [
     "DetrHungarianMatcher", "at_least_float32", "matching_cost", "assign", "PackedTargets",
-    "pack_targets", "NotFinite", "HungarianMatcher"
+    "pack_targets", "unpack_targets", "NotFinite", "HungarianMatcher"
 ]
 
 # %% ../nbs/13_matcher.ipynb #16038424
@@ -224,6 +224,20 @@ def pack_targets(
     return PackedTargets(
         labels.to(logits.device), boxes.to(logits.device), counts, [t.get("masks") for t in targets]
     )
+
+def unpack_targets(targets: PackedTargets) -> list[dict[str, Tensor]]:
+    """Targets as `pack_targets` takes them: B of class_labels (T,) and boxes (T, 4).
+
+    Args:
+        targets (PackedTargets)
+
+    Returns:
+        list[dict[str, Tensor]]
+    """
+    rows = zip(targets.counts, targets.labels, targets.boxes)
+    return [
+        {"class_labels": labels[:count], "boxes": boxes[:count]} for count, labels, boxes in rows
+    ]
 
 # %% ../nbs/13_matcher.ipynb #6cfa00e9
 class NotFinite(ValueError, FloatingPointError):

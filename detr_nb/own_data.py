@@ -168,8 +168,9 @@ def read_stuff_ids(dataset) -> list[int] | None:
     Returns:
         list[int] | None
     """
+    coco = getattr(dataset, "coco", None)  # which a dataset of one's own need not have
     categories = (
-        dataset.data["categories"] if hasattr(dataset, "data") else dataset.coco.dataset["categories"]
+        dataset.data["categories"] if hasattr(dataset, "data") else coco.dataset["categories"] if coco else [{}]
     )
     return (
         [c["id"] for c in categories if not c["isthing"]]
@@ -259,6 +260,7 @@ def start_training(
     renamed = not frozen and (known.num_labels != len(names) or named and known.id2label != names)
     resized = renamed or (queries or known.num_queries) != known.num_queries
     network = cls.from_pretrained(model, ignore_mismatched_sizes=resized, **changes)
+    if frozen and masks: network.freeze_detector()
     if renamed: init_class_head(network, cls.from_pretrained(model))
     if network.config.num_queries != known.num_queries: init_queries(network, cls.from_pretrained(model))
     return network, DetrImageProcessor.from_pretrained(model, size=size)

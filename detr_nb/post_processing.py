@@ -512,7 +512,7 @@ def merge_as_transformers(
     Returns:
         tuple[Tensor, list[dict]]
     """
-    if not len(scores): return torch.full(probabilities.shape[1:], -1.0), []
+    if not len(scores): return probabilities.new_full(probabilities.shape[1:], -1.0, dtype=torch.float32), []
     weighted = probabilities * scores[:, None, None]
     owner = running_max(weighted)[1]
     areas = torch.bincount(owner.flatten(), minlength=len(scores)).tolist()

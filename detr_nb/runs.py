@@ -51,7 +51,9 @@ def shuffled(length: int, seed: int) -> list[int]:
     Returns:
         list[int]
     """
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randperm(
+        length, generator=torch.Generator("cpu").manual_seed(seed), device="cpu"
+    ).tolist()
 
 class StepSampler:
     """The draws (image, number) of every step: a new order each pass, every process its share, and
@@ -211,6 +213,17 @@ def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path:
     )
 
 # %% ../nbs/99_runs.ipynb #runs0018
+def is_log(path: Path) -> bool:
+    """Whether a file begins as the log of a training does.
+
+    Args:
+        path (Path)
+
+    Returns:
+        bool
+    """
+    with open(path, encoding="utf-8", errors="replace") as file: return file.readline().startswith("step,")
+
 def find_checkpoint(
     out: Path,     # folder of the run
     resume: bool,
@@ -232,7 +245,7 @@ def find_checkpoint(
     there = [
         found for found in (path, out / "model", out / "log.csv", out / "best") if found.exists()
     ]
-    begun = (out / "log.csv").exists() and (out / ".lock").exists()
+    begun = (out / "log.csv").exists() and ((out / ".lock").exists() or is_log(out / "log.csv"))  # Windows drops locks
     interrupted = begun and not {path, out / "model"} & {*there}  # a training before its first checkpoint
     if there and not resume and not interrupted:
         raise FileExistsError(
@@ -317,7 +330,25 @@ def watch_sigterm() -> Iterator[list[int]]:
     for number in before: signal.signal(number, note)
     try: yield came
     finally:
-        for number, handler in before.items(): signal.signal(number, handler)
+        for number, handler in before.items(): signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+@contextmanager
+def own_accelerate() -> Iterator[None]:
+    """What Accelerate keeps for the whole program (precision, accumulation) is as in a new one
+    within the block, and as before after it.
+
+    Returns:
+        Iterator[None]
+    """
+    from accelerate.state import AcceleratorState, GradientState
+    shared = AcceleratorState._shared_state, GradientState._shared_state
+    before = [dict(state) for state in shared]
+    for state in shared: state.clear()
+    try: yield
+    finally:
+        for state, kept in zip(shared, before):
+            state.clear()
+            state.update(kept)
 
 @contextmanager
 def own_random_numbers() -> Iterator[None]:

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = [
     "SIZE", "THINGS", "STUFF", "CATEGORIES", "SHAPES", "TEXTURES", "Thing", "hsv_to_rgb",
-    "random_thing", "Scene", "draw_scene", "scene_annotations", "panoptic_ids", "make_scenes"
+    "random_thing", "Scene", "draw_scene", "scene_annotations", "panoptic_ids", "refuse_unguarded",
+    "make_scenes"
 ]
 
 # %% ../nbs/92_scenes.ipynb #2563c54d
 import math
+import multiprocessing
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -370,14 +372,16 @@ def _write_scene(index: int, folder: Path, split: str, seed: int) -> tuple[list[
 # %% ../nbs/92_scenes.ipynb #20ff6e2e
 def _write_split(folder: Path, split: str, count: int, seed: int, processes: int) -> None:
     "The first `count` scenes of a split: two folders of images, two JSON files."
+    from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     from tqdm.auto import tqdm
     for path in (folder / split, folder / f"panoptic_{split}", folder / "annotations"):
         path.mkdir(parents=True, exist_ok=True)
     write = partial(_write_scene, folder=folder, split=split, seed=seed)
-    with nullcontext() if processes == 1 else get_context("spawn").Pool(processes) as pool:
-        written = pool.imap(write, range(count), chunksize=32) if pool else map(write, range(count))
+    own = ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else nullcontext()
+    with own as pool:  # whose processes cannot begin ends with an error; a `Pool` would start others for ever
+        written = pool.map(write, range(count), chunksize=32) if pool else map(write, range(count))
         scenes = list(tqdm(written, total=count, desc=f"{split} scenes", leave=False))
     objects = (annotation for per_image, _ in scenes for annotation in per_image)
     annotations = {
@@ -398,6 +402,15 @@ def _write_split(folder: Path, split: str, count: int, seed: int, processes: int
         )
 
 # %% ../nbs/92_scenes.ipynb #2f32c25f
+def refuse_unguarded() -> None:
+    """`RuntimeError` in a process that is only just beginning, and runs its parent's program once more: what starts
+    processes must stand under a guard there."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "this program starts processes, and each of them runs it again: put its own lines under "
+            'if __name__ == "__main__":'
+        )
+
 def make_scenes(
     folder: str | Path,      # must not hold the split already
     train: int = 0,          # images of each split
@@ -418,6 +431,7 @@ def make_scenes(
     Raises:
         FileExistsError: rather than overwrite.
     """
+    refuse_unguarded()
     folder = Path(folder)
     if min(seed, train, val) < 0:
         raise ValueError(f"train={train}, val={val}, seed={seed}: want numbers of at least 0")

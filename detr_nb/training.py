@@ -44,14 +44,15 @@ from .pretraining import init_scenes_detector, scenes_processor
 from .processor import BatchFeature, DetrImageProcessor
 from detr_nb.runs import (
     StepSampler, Stopped, aspect_ratios, compare_runs, describe_run, find_checkpoint, find_collapse, ignore_sigterm,
-    is_fixed, naming_errors, own_draw, own_folder, own_random_numbers, warn_of_crowded, watch_sigterm,
+    is_fixed, naming_errors, own_accelerate, own_draw, own_folder, own_random_numbers, warn_of_crowded, watch_sigterm,
 )
+from .scenes import refuse_unguarded
 from .transforms import random_flips, random_scale, to_rgb_tensor
 
 # %% auto #0
 __all__ = [
-    "BY_HEART", "RECIPES", "learn_by_heart", "Recipe", "make_optimizer", "MaskLearner",
-    "as_learner", "TrainingImages", "TrainState", "train_step", "train"
+    "BY_HEART", "RECIPES", "AUXILIARY", "learn_by_heart", "Recipe", "make_optimizer",
+    "MaskLearner", "as_learner", "TrainingImages", "TrainState", "train_step", "train"
 ]
 
 # %% ../nbs/41_training.ipynb #4ad87e74
@@ -563,6 +564,8 @@ class TrainState:
         return self.recipe.patience is not None and self.since >= self.recipe.patience
 
 # %% ../nbs/41_training.ipynb #6a552d1e
+AUXILIARY = re.compile(r"(loss_(ce|bbox|giou|mask|dice)|cardinality_error)_\d+")  # of earlier layers: not in the log
+
 def train_step(
     state: TrainState,
     model: nn.Module,    # the state's learner, as Accelerate prepared it
@@ -601,7 +604,7 @@ def train_step(
             if not loss.isfinite(): raise not_finite(state, part, f"the loss is {loss.item()}")
             accelerator.backward(loss / len(batches))
         for name, value in ({"loss": loss} | parts).items():
-            if not re.search(r"_\d+$", name): sums[name] = sums.get(name, 0) + value.detach() / len(batches)
+            if not AUXILIARY.fullmatch(name): sums[name] = sums.get(name, 0) + value.detach() / len(batches)
     norm = accelerator.clip_grad_norm_(model.parameters(), state.recipe.clip)
     if accelerator.scaler is None and not norm.isfinite():  # a scaler skips such a step and tries a smaller scale
         which = (
@@ -630,7 +633,9 @@ def step_divisors(state: TrainState, labels: Sequence[Sequence[dict[str, Tensor]
         Divisors
     """
     detector: Any = state.detector
-    return detector.criterion.divisors(labels, detector.config.num_queries)
+    return detector.criterion.divisors(
+        labels, len(getattr(detector, "detr", detector).model.query_position_embeddings.weight)
+    )
 
 def not_finite(state: TrainState, batch: BatchFeature, what: str) -> FloatingPointError:
     """An error that names the step, the images and the last good checkpoint; the batch is saved
@@ -710,6 +715,7 @@ def check_run(
     Raises:
         ValueError: where model, data and recipe do not fit.
     """
+    refuse_unguarded()
     if stop_after is not None and stop_after < 1: raise ValueError(f"stop_after={stop_after}: want at least 1")
     if not is_whole(workers): raise ValueError(f"workers={workers!r}: want 0 or more")
     masks = isinstance(detector, DetrForSegmentation)
@@ -723,6 +729,9 @@ def check_run(
         if masks and hasattr(data, "check_masks"): data.check_masks()
         if isinstance(data, CocoDetection) and all(a["iscrowd"] for a in data.coco.anns.values()):
             raise ValueError(f"{name} has no object in any of its {len(data)} images: want some to learn, or to find")
+    check_class(detector)
+    if recipe.patience and val is None:
+        raise ValueError(f"patience={recipe.patience} without a val split: want one, for AP is what has to rise")
     check_categories(detector.config, dataset.id2label)
     if clash := [] if val is None else clashing_names(dataset.id2label, val.id2label):
         raise ValueError(f"train and val name categories differently: {first_three(clash)}")
@@ -735,6 +744,25 @@ def check_run(
     warn_of_crowded(detector.config.num_queries, dataset)
     warn_of_rates(recipe, len(dataset))
     return steps
+
+def check_class(detector: Any) -> None:
+    """`TypeError` for what `train` cannot train; a warning where it would go around somebody's own
+    `forward`.
+
+    Args:
+        detector (Any)
+    """
+    base = next((cls for cls in (DetrForObjectDetection, DetrForSegmentation) if isinstance(detector, cls)), None)
+    if base is None:
+        raise TypeError(
+            f"detector is {type(detector).__name__}: want a DetrForObjectDetection or a DetrForSegmentation, neither "
+            "compiled nor wrapped"
+        )
+    if type(detector).forward is not base.forward:
+        warnings.warn(
+            f"{type(detector).__name__}.forward is not called in training, which goes through its parts and `loss`: "
+            "what it adds to the loss belongs into `loss`", stacklevel=4,
+        )
 
 def evaluation_steps(recipe: Recipe, steps: int, watched: bool = False) -> set[int]:
     """After which steps the model is evaluated: evenly spaced, the last one among them, and where
@@ -772,9 +800,10 @@ def make_accelerator(
         ValueError: if they cannot share a batch evenly.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or Accelerate takes two processes on CPUs for two runs
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # we do that, whatever is set outside
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=masks)],
         log_with=log_with, project_dir=None if folder is None else str(folder),
     )
@@ -1006,6 +1035,7 @@ class RunReport:
         with evaluating(self.state.eval_model): self.callback(self.state.step, self.state.eval_model)
 
 # %% ../nbs/41_training.ipynb #5c50536c
+@own_accelerate()
 def train(
     detector: DetrForObjectDetection | DetrForSegmentation,  # masks are learned too; of a frozen detector, they alone
     dataset: Any,                          # `CocoDetection`, `CocoPanoptic` or `SceneDetection`

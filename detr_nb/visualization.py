@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = [
     "PALETTE", "LUMINANCE", "PARTS", "ARROWS", "BELOW", "class_colour", "Diagram", "diagram",
-    "architecture", "transformer_layers", "draw_box", "show_boxes", "show_heat", "show_segments",
-    "show_matching", "grid", "check_range", "png", "as_html", "explore"
+    "architecture", "transformer_layers", "draw_box", "as_array", "show_boxes", "show_heat",
+    "show_segments", "show_matching", "grid", "check_range", "png", "as_html", "explore"
 ]
 
 # %% ../nbs/90_visualization.ipynb #8754c31d
@@ -294,6 +294,17 @@ def _label(ax, box: np.ndarray, text: str, colour, taken: list, others: Any = ()
     )))
 
 # %% ../nbs/90_visualization.ipynb #928f2d30
+def as_array(values: Any) -> np.ndarray:
+    """Numbers as an array of NumPy; of a tensor on any device.
+
+    Args:
+        values (Any)
+
+    Returns:
+        np.ndarray
+    """
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
 def show_boxes(
     image: np.ndarray,                      # (H, W, 3) uint8
     boxes: Any = (),                        # (T, 4) x0, y0, x1, y1 in pixels
@@ -317,7 +328,7 @@ def show_boxes(
     Raises:
         ValueError: where boxes and labels differ in number.
     """
-    corners = np.asarray(boxes, float).reshape(-1, 4)
+    corners = as_array(boxes).astype(float).reshape(-1, 4)
     if len(labels) != len(corners) and (len(labels) or names is not None):
         raise ValueError(f"{len(labels)} labels for {len(corners)} boxes: want one for each")
     ax = _axes(ax, 3.4, 3.4, title)
@@ -384,7 +395,7 @@ def show_segments(
     """
     from scipy.ndimage import distance_transform_edt
     ax = _axes(ax, 3.4, 3.4, title)
-    segmentation = np.asarray(segmentation)
+    segmentation = as_array(segmentation)
     colours = np.zeros((*segmentation.shape, 3))
     for segment, category in labels.items():
         mask = segmentation == segment

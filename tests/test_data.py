@@ -110,7 +110,7 @@ def test_boxes_outside(tmp_path):
     with pytest.warns(UserWarning) as caught:
         dataset = CocoDetection(*folder_with(tmp_path, lambda d: d["annotations"].extend(extra)))
     assert [str(w.message).partition("truth.json: ")[2] for w in caught] == [
-        "2 of 4 boxes have no area inside their image and are left out, the first in image 1",
+        "2 of 4 boxes have no area inside their image: not learned, and missed in an evaluation, the first in image 1",
         "1 of 4 boxes reach out of their image by more than a pixel and are cut at its edge, the first in image 1",
     ]
     with warnings.catch_warnings():

@@ -636,7 +636,6 @@ def test_copy_with_other_boxes_is_a_fault_and_one_with_the_same_is_not(tmp_path,
 
 @pytest.mark.parametrize("format", ["voc", "yolo"])
 def test_convert_gives_the_boxes_back(tmp_path, format):
-    pytest.importorskip("supervision")
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     Image.new("RGB", (80, 40), (9, 9, 9)).save(tmp_path / "images" / "a.png")
@@ -685,8 +684,6 @@ def test_row_29_saving_as_training_tools_do(tmp_path):
 
 
 def test_convert_names_images_that_cannot_be_read(tmp_path):
-    "supervision says 'image file is truncated' and nothing more."
-    pytest.importorskip("supervision")
     from detr_nb.datasets import convert_dataset
     for kind in ("images", "labels"): (tmp_path / kind).mkdir()
     for name in ("a.png", "b.png"): Image.new("RGB", (32, 32), "teal").save(tmp_path / "images" / name)
@@ -694,7 +691,7 @@ def test_convert_names_images_that_cannot_be_read(tmp_path):
     (tmp_path / "images" / "notes.txt").write_text("no image")
     (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     (tmp_path / "data.yaml").write_text("names: [pot]\n")
-    with pytest.raises(ValueError, match=r"nothing is written, images that cannot be read \(1\): .*b.png: not a whole image"):
+    with pytest.raises(ValueError, match=r"nothing is written: .*b.png: not a whole image"):
         convert_dataset(tmp_path / "images", tmp_path / "labels", tmp_path / "out", "train", "yolo", tmp_path / "data.yaml")
     assert not (tmp_path / "out").exists()
 

@@ -226,7 +226,7 @@ FAULTS = [  # what is wrong, module, test that must fail, text that stands there
     ),
     (
         "boxes belong to the image before", "datasets", "table_comes_back_as_boxes",
-        "rows = [(image[\"id\"], *row)", "rows = [(image[\"id\"] - 1, *row)",
+        "(image[\"id\"], label, *map(float, corners))", "(image[\"id\"] - 1, label, *map(float, corners))",
     ),
     (
         "names belong to the category before", "datasets", "table_comes_back_as_boxes",
