@@ -23,7 +23,9 @@ from detr_nb.data import detection_target
 from detr_nb.datasets import open_split
 from detr_nb.files import ASSETS, atomic, read_log
 from detr_nb.losses import DetrLoss
-from detr_nb.napkin import RUNS, answers_of, compare_runs, make_images, napkin_loss, nearest, result, train_napkin
+from detr_nb.napkin import (
+    RUNS, Napkin, answers_of, compare_runs, make_images, napkin_loss, nearest, result, train_napkin,
+)
 from detr_nb.own_data import compare_coins, cut_squares, find_coins, start_training
 from detr_nb.pretraining import compare_beginnings, init_scenes_detector, pretrain_backbone, scenes_processor
 from detr_nb.speed import ExportedModel, export_model, take_turns
@@ -59,6 +61,20 @@ def napkin_regions() -> None:
             for a in answers if a["score"] >= 0.5
         ]
     write("napkin_regions", rows)
+
+
+def napkin_scores() -> None:
+    "02 · Napkin: the scores of all queries for one image while two networks learn."
+    image, _ = make_images(4, torch.Generator().manual_seed(2026))
+    rows: list[dict] = []
+
+    def watch(run: str, step: int, model: Napkin) -> None:
+        if step % 20: return
+        with torch.no_grad(): scores = model(image[:1])[0][-1, 0].softmax(-1)[:, :-1].amax(-1)
+        rows.append({"run": run, "step": step} | {f"query {q}": float(score) for q, score in enumerate(scores)})
+
+    for run in ("DETR", "every close query answers"): train_napkin(2000, partial(watch, run), **RUNS[run])
+    write("napkin_scores", rows)
 
 
 def napkin_limits() -> None:
@@ -397,7 +413,8 @@ def bench() -> None:
 
 
 EXPERIMENTS = {
-    "speed": speed, "bench": bench, "napkin": napkin, "napkin_regions": napkin_regions, "napkin_limits": napkin_limits,
+    "speed": speed, "bench": bench, "napkin": napkin, "napkin_regions": napkin_regions,
+    "napkin_scores": napkin_scores, "napkin_limits": napkin_limits,
     "beginnings": beginnings, "sizes": sizes, "box_question": box_question, "lessons": lessons, "coins": coins,
     "coin_steps": coin_steps, "by_heart": by_heart, "broken": broken, "batches": batches, "processes": processes,
     "divisors": divisors,
