@@ -880,10 +880,11 @@ def convert(
     labels: Annotated[Path, typer.Option(help="folder of VOC's XML or YOLO's text files")],
     split: Annotated[str, typer.Option(help="train or val")] = "train",
     names: Annotated[Path | None, typer.Option(help="YOLO's data.yaml, or a text file with the names")] = None,
+    first_pixel: Annotated[int | None, typer.Option(min=0, max=1, help="of VOC: counted from 0 or from 1")] = None,
 ):
     "Turn a VOC or YOLO dataset into a split of a COCO folder. The images are copied."
     path = detr_nb.datasets.convert_dataset(
-        images, labels, data, split, format.lower(), names, progress=True
+        images, labels, data, split, format.lower(), names, first_pixel, True
     )
     dataset = detr_nb.datasets.open_split(data, split)
     typer.echo(f"{path}: {len(dataset)} images, {len(dataset.coco.anns)} boxes, {', '.join(dataset.id2label.values())}")

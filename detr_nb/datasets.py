@@ -66,7 +66,11 @@ def read_table(
     first = lines[0] if lines else ""
     rows = csv.DictReader(lines, delimiter=max(",;\t", key=first.count), skipinitialspace=True)
     names = [(name or "").strip().lower() for name in rows.fieldnames or ()]
-    rows.fieldnames = [ALIASES.get(name, name) for name in names]
+    rows.fieldnames = [
+        name if ALIASES.get(name) in names else ALIASES.get(name, name) for name in names
+    ]
+    if twice := [name for name in repeated(rows.fieldnames) if name in COLUMNS]:
+        raise ValueError(f"{path}: columns {names}: several mean {twice[0]!r}; want one")
     if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
         raise ValueError(
             f"{path}: columns {rows.fieldnames}: {missing} missing; want {', '.join(COLUMNS)}"
@@ -125,7 +129,8 @@ def table_faults(
         width, height = sizes[name] = stored if fits == [False, True] else turned  # as `CocoDetection` will read it
         unsure += [name] * (turn > 1 and all(fits))
         for label, x0, y0, x1, y1 in boxes:
-            if label not in labels: yield "label", f"{name}: label {label!r}: want one of {', '.join(labels)}"
+            if label not in labels:
+                yield "label", f"{name}: label {label!r}: want one of {', '.join(labels)}"
             if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
                 note = f" (EXIF orientation {turn})" if turn > 1 else ""
                 wanted = f"want 0 ≤ x0 < x1 ≤ {width} and 0 ≤ y0 < y1 ≤ {height}{note}"
@@ -161,7 +166,8 @@ def write_coco(
             out of their image, and images that are not there.
         FileExistsError: rather than overwrite.
     """
-    path, images_folder = Path(folder) / "annotations" / f"instances_{split}.json", Path(folder) / split
+    path = Path(folder) / "annotations" / f"instances_{split}.json"
+    images_folder = Path(folder) / split
     if path.exists(): raise FileExistsError(f"{path} exists: nothing is overwritten")
     _check_split_name(split)
     if len(set(labels)) < len(labels): raise ValueError(f"labels={list(labels)}: want each once")
@@ -213,7 +219,8 @@ def _images_of(truth: Path, names: Sequence[str]) -> Path:
     """The folder with most of the images that an annotation file names: beside it, named like the
     file (`instances_X`: `X`), like a split, or `images`; and the same one folder higher."""
     own = dict.fromkeys((truth.stem.split("_", 1)[-1], *names))
-    inner, bases = (*own, "images", *(f"images/{name}" for name in own)), (truth.parent, truth.parent.parent)
+    inner = (*(place for name in own for place in (name, f"images/{name}")), "images")
+    bases = truth.parent, truth.parent.parent
     places = [truth.parent, *(base / name for base in bases for name in inner)]
     entries = read_json(truth).get("images")
     entries = (
@@ -325,7 +332,9 @@ def read_classes(
     try: text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error: raise ValueError(f"{path}: not read as UTF-8 ({error})") from error
     if path.suffix.lower() not in (".yaml", ".yml"):
-        names, keypoints = [line.strip() for line in text.splitlines() if line.strip()], 0
+        names, keypoints = [line.strip() for line in text.rstrip().splitlines()], 0
+        if "" in names:
+            raise ValueError(f"{path}, line {names.index('') + 1}: empty; want a name on each line")
     else:
         import yaml  # timm needs it, too
         try: found = yaml.load(text, yaml.BaseLoader)  # all words as they are: `no` is a name
@@ -339,18 +348,24 @@ def read_classes(
             if set(numbers) != set(range(len(names))):
                 raise ValueError(f"{path}: names have the numbers {numbers}: want 0 to {len(names) - 1}")
             names = [names[key] for key in sorted(names, key=int)]
-        keypoints = math.prod(map(int, found.get("kpt_shape", [0])))
+        strange = [name for name in names if not isinstance(name, str)]
+        if strange: raise ValueError(f"{path}: {strange[0]!r} among the names: want text")
+        keypoints = math.prod(map(int, found.get("kpt_shape") or [0]))
     if not names: raise ValueError(f"{path}: no name in it: want one for each class")
     if twice := repeated(names): raise ValueError(f"{path}: two classes are called {twice[0]!r}")
     return Classes(list(names), keypoints)
 
 # %% ../nbs/96_datasets.ipynb #conv9603
-def _object(name: str, box: Sequence[float], polygon: Sequence[float] = ()) -> dict:
-    "An object as COCO has it, but for its numbers, from corners and perhaps a polygon x, y, x, y …"
-    x, y, size = np.asarray(polygon[::2]), np.asarray(polygon[1::2]), np.subtract(box[2:], box[:2])
-    area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2 if len(polygon) else size.prod()
-    entry = {"name": name, "bbox": [*box[:2], *size.tolist()], "area": float(area), "iscrowd": 0}
-    return entry | ({"segmentation": [list(polygon)]} if len(polygon) else {})
+def _area(polygon: Sequence[float]) -> float:
+    x, y = np.asarray(polygon[::2]), np.asarray(polygon[1::2])
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
+
+def _object(name: str, box: Sequence[float], polygons: Sequence[Sequence[float]] = ()) -> dict:
+    "An object as COCO has it, but for its numbers, from corners and perhaps polygons x, y, x, y …"
+    size = np.subtract(box[2:], box[:2])
+    area = sum(map(_area, polygons)) if polygons else float(size.prod())
+    entry = {"name": name, "bbox": [*box[:2], *size.tolist()], "area": area, "iscrowd": 0}
+    return entry | ({"segmentation": [list(polygon) for polygon in polygons]} if polygons else {})
 
 def yolo_objects(
     path: Path,                # of the text file
@@ -382,19 +397,21 @@ def yolo_objects(
         number, *values = values
         if number not in range(len(classes.names)):
             raise ValueError(f"{place}: class {number:g}: want one of 0 … {len(classes.names) - 1}")
-        if len(values) in (5, 4 + classes.keypoints): values = values[:4]  # no confidence, no key points
-        if not all(-0.01 <= value <= 1.01 for value in values):
+        after = 1, classes.keypoints, classes.keypoints + 1  # of a confidence, of key points, of both
+        if len(values) - 4 in after: values = values[:4]
+        slack = 0.01 if len(values) == 4 else 0.5  # a rotated box may reach far out of its image; it is cut there
+        if not all(-slack <= value <= 1 + slack for value in values):
             raise ValueError(f"{place}: want shares of the image, 0 … 1")
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             found = f"{len(values)} numbers after the class"
             raise ValueError(f"{place}: {found}: want 4 of a box or x, y of a polygon")
-        points = np.array(values).reshape(-1, 2) * (width, height)
+        points = np.array(values).reshape(-1, 2).clip(0, 1) * (width, height)
         corners = (
             [points[0] - points[1] / 2, points[0] + points[1] / 2] if len(values) == 4 else points
         )
         box = [*np.min(corners, 0).tolist(), *np.max(corners, 0).tolist()]
-        polygon = points.flatten().tolist() if len(values) > 4 else ()
-        objects.append(_object(classes.names[int(number)], box, polygon))
+        polygons = [points.flatten().tolist()] if len(values) > 4 else ()
+        objects.append(_object(classes.names[int(number)], box, polygons))
     return objects
 
 # %% ../nbs/96_datasets.ipynb #conv9606
@@ -403,10 +420,11 @@ class VocFile(NamedTuple):
 
     Attributes:
         size (tuple[int, int] | None): width and height of the image
-        objects (list[tuple[str, list[float], list[float]]]): name; corners; polygon, mostly empty
+        objects (list[tuple[str, list[float], list[list[float]]]]): name; corners; polygons, mostly
+            none
     """
     size: tuple[int, int] | None                               # width and height of the image
-    objects: list[tuple[str, list[float], list[float]]]        # name; corners; polygon, mostly empty
+    objects: list[tuple[str, list[float], list[list[float]]]]  # name; corners; polygons, mostly none
 
 def read_voc(
     path: Path,
@@ -429,21 +447,26 @@ def read_voc(
         return value
 
     try: root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error: raise ValueError(f"{path}: {error}") from error
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # of its encoding, too
+        raise ValueError(f"{path}: {error}") from error
     objects = []
     for count, item in enumerate(root.findall("object"), start=1):
         name = (item.findtext("name") or "").strip()
-        box, outline = item.find("bndbox"), item.find("polygon")
+        box, outlines = item.find("bndbox"), item.findall("polygon")
         try:
             if not name: raise ValueError("no <name>")
             if box is None: raise ValueError("no <bndbox>")
             (x0, x1), (y0, y1) = (
                 sorted(number(box, axis + end) for end in ("min", "max")) for axis in "xy"
             )
-            sides = range(1, 1 + (0 if outline is None else len(outline) // 2))
-            polygon = [number(outline, f"{axis}{k}") for k in sides for axis in "xy"]
+            polygons = []
+            for outline in outlines:
+                sides = range(1, 1 + sum(point.tag[:1] == "x" and point.tag[1:].isdecimal() for point in outline))
+                polygons.append([number(outline, f"{axis}{k}") for k in sides for axis in "xy"])
         except ValueError as error: raise ValueError(f"{path}: object {count}: {error}") from None
-        objects.append((name, [x0, y0, x1, y1], polygon))
+        objects.append(
+            (name, [x0, y0, x1, y1], [polygon for polygon in polygons if len(polygon) > 5])
+        )
     width, height = (root.findtext(f"size/{side}") or "0" for side in ("width", "height"))
     size = (int(width), int(height)) if width.isdecimal() and height.isdecimal() else (0, 0)
     return VocFile(size if all(size) else None, objects)
@@ -462,8 +485,8 @@ def voc_objects(
         list[dict]: of: name, bbox, area, iscrowd, perhaps segmentation
     """
     return [
-        _object(name, [x0 - first, y0 - first, x1, y1], [value - first for value in polygon])
-        for name, (x0, y0, x1, y1), polygon in file.objects
+        _object(name, [x0 - first, y0 - first, x1, y1], [[value - first for value in one] for one in polygons])
+        for name, (x0, y0, x1, y1), polygons in file.objects
     ]
 
 # %% ../nbs/96_datasets.ipynb #conv9608
@@ -492,9 +515,11 @@ def pair_labels(
     Returns:
         dict[Path, Path | None]: image → label file
     """
-    found = [
-        path for path in sorted(images.rglob("*")) if but not in path.parents and path.is_file()
-    ]
+    below = but is not None and images.resolve() in but.resolve().parents  # else it is not among the images
+    mine = lambda path: (
+        not (below and but.resolve() in path.resolve().parents or path.name.startswith("._"))
+    )
+    found = [path for path in sorted(images.rglob("*")) if mine(path) and path.is_file()]
     place = lambda path, base: path.relative_to(base).with_suffix("").as_posix()
     texts = [path for path in sorted(labels.rglob("*")) if path.suffix.lower() == ending]
     files = {place(path, labels): path for path in texts}
@@ -527,9 +552,10 @@ def _entry_size(path: Path, said: tuple[int, int] | None) -> tuple[int, int]:
     fits as stored."""
     read_image(path)  # all of it, so that no broken one is copied
     with Image.open(path) as file: upright, stored = upright_size(file), file.size
-    if said not in (None, upright, stored):
+    near = lambda size: said is None or max(abs(np.subtract(said, size))) < 2  # counted from 0, or 1
+    if not (near(upright) or near(stored)):
         raise ValueError(f"{path} has {upright[0]} × {upright[1]} pixels, its label file says {said[0]} × {said[1]}")
-    return upright if said in (None, upright) else stored
+    return upright if near(upright) else stored
 
 # %% ../nbs/96_datasets.ipynb #conv9609
 def _number_classes(annotations: Path, names: Iterable[str]) -> dict[str, int]:
@@ -560,6 +586,7 @@ def _copy_images(targets: Mapping[Path, Path]) -> None:
 def _read_objects(
     pairs: Mapping[Path, Path | None],  # image → label file
     classes: Classes | None,            # of YOLO; None: VOC
+    first: int | None,                  # as `convert_dataset` has it
     progress: bool,
 ) -> dict[Path, tuple[tuple[int, int], list[dict]]]:  # image → width and height, objects
     "Size and objects of all images. `ValueError` with everything that cannot be read."
@@ -579,11 +606,16 @@ def _read_objects(
     corners = [
         value for file in voc.values() for _, (x0, y0, *_), _ in file.objects for value in (x0, y0)
     ]
-    first = 0 if min(corners, default=1) < 1 else 1
-    if first == 0:
-        warnings.warn(f"a corner is {min(corners):g}: all are taken as counted from 0, not from 1", stacklevel=3)
+    least = min(corners, default=1)
+    if first is None and least < 0:
+        raise ValueError(f"a corner is {least:g}: want first=0 or first=1 (--first-pixel)")
+    if first is None and least < 1:
+        warnings.warn(
+            f"a corner is {least:g}: all are taken as counted from 0, not from 1", stacklevel=3
+        )
+    start = first if first is not None else int(least >= 1)
     read = lambda own, size: (
-        yolo_objects(own, size[0], size[1], classes) if classes else voc_objects(voc[own], first)
+        yolo_objects(own, size[0], size[1], classes) if classes else voc_objects(voc[own], start)
     )
     objects = {
         path: tried("labels", read, own, sizes[path]) if own else [] for path, own in pairs.items()
@@ -598,6 +630,7 @@ def convert_dataset(
     split: str,                       # train, val
     format: str,                      # "voc" or "yolo"
     names: str | os.PathLike | None = None,  # YOLO's data.yaml, or a text file with the names of the classes
+    first: int | None = None,         # what VOC counts pixels from; None: 1, but 0 if a corner is below 1
     progress: bool = False,
 ) -> Path:                            # the annotation file
     """A dataset in another format as a split of a COCO folder.
@@ -616,7 +649,7 @@ def convert_dataset(
     if path.exists(): raise FileExistsError(f"{path} exists: nothing is overwritten")
     classes = read_classes(names) if names and format == "yolo" else None
     pairs = pair_labels(images, labels, {"voc": ".xml", "yolo": ".txt"}[format], but=folder)
-    found = _read_objects(pairs, classes, progress)
+    found = _read_objects(pairs, classes, first, progress)
     objects = [entry for _, own in found.values() for entry in own]
     used = classes.names if classes else sorted({entry["name"] for entry in objects})
     numbers = _number_classes(path.parent, used)
@@ -761,7 +794,8 @@ def object_faults(
             {"image_id": i, "annotations": coco.imgToAnns[i]}, entry["height"], entry["width"]
         )
         flat += an_image[i] - len(target["boxes"])
-    if 2 * flat > len(objects): yield "boxes", f"{flat} of {len(objects)} have no area inside their image"
+    if 2 * flat > len(objects):
+        yield "boxes", f"{flat} of {len(objects)} have no area inside their image"
     times = Counter((a["image_id"], a["category_id"], *a["bbox"]) for a in objects)
     again = [f"image {key[0]}, {list(key[2:])}" for key, count in times.items() if count > 1]
     if again: yield "note", f"the same box twice ({len(again)}): {first_three(again)}"
@@ -778,7 +812,8 @@ def name_faults(names: Sequence[str]) -> Iterator[Fault]:
     """
     alike = defaultdict(list)
     for name in names: alike[" ".join(name.lower().split())].append(name)
-    yield from (("note", f"names of classes that hardly differ: {same}") for same in alike.values() if len(same) > 1)
+    several = (same for same in alike.values() if len(same) > 1)
+    yield from (("note", f"names of classes that hardly differ: {same}") for same in several)
 
 # %% ../nbs/96_datasets.ipynb #f30234c8
 def check_split(
@@ -811,7 +846,9 @@ def check_split(
             return report
     coco, names, copies = dataset.coco, dataset.id2label, {}
     kinds = {"no such file": "missing", "the boxes look like": "format"}  # other warnings are notes
-    kind_of = lambda message: next((kind for words, kind in kinds.items() if words in message), "note")
+    kind_of = lambda message: next(
+        (kind for words, kind in kinds.items() if words in message), "note"
+    )
     found = [(kind_of(str(w.message)), str(w.message)) for w in said]
     found += [*image_faults(dataset, copies, progress), *copy_faults(coco, copies)]
     found += [*object_faults(coco, queries), *name_faults(list(names.values()))]
@@ -867,12 +904,13 @@ def compare_splits(
     """
     if "hashes" not in train or "hashes" not in val: return  # a file that cannot be read says nothing
     both = sorted(train["hashes"].keys() & val["hashes"].keys())
-    if both: val["faults"]["in both splits"] = [f"{train['hashes'][key]} and {val['hashes'][key]}" for key in both]
-    if clash := clashing_names(train["names"], val["names"]):
-        val["faults"]["categories"] = [
-            f"{train['split']} and {val['split']} differ: {name}" for name in clash
-        ]
-    if fresh := sorted(set(val["names"].values()) - set(train["names"].values())):
+    twice = [f"{train['hashes'][key]} and {val['hashes'][key]}" for key in both]
+    differ = clashing_names(train["names"], val["names"])
+    clash = [f"{train['split']} and {val['split']} differ: {name}" for name in differ]
+    for kind, found in {"in both splits": twice, "categories": clash}.items():
+        if found: val["faults"][kind] = [*val["faults"].get(kind, ()), *found]
+    fresh = sorted(set(val["names"].values()) - set(train["names"].values()))
+    if fresh and train["split"] == "train":
         val["notes"].append(
             f"{val['split']} has classes that {train['split']} lacks, which nothing learns: {fresh}"
         )

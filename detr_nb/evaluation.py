@@ -304,10 +304,11 @@ def check_transforms(dataset, targets: Sequence[Mapping], sizes: Sequence[tuple[
         boxes, known = (
             [list(a["bbox"]) for a in some] for some in (entries, dataset.coco.imgToAnns[name])
         )
-        if size != (image["height"], image["width"]) or boxes != known:
+        if size != (image["height"], image["width"]) or any(box not in known for box in boxes):
             raise ValueError(
-                f"image {name}: the dataset's transforms change its size or its boxes, and answers are compared with "
-                "those of the file: want a dataset without such transforms (the processor resizes)"
+                f"image {name}: the dataset (its transforms?) gives it another size, or boxes that the file does not "
+                "have, and answers are compared with those of the file: want one without such transforms (the "
+                "processor resizes)"
             )
 
 @inference_mode()

@@ -246,7 +246,7 @@ def find_checkpoint(
         found for found in (path, out / "model", out / "log.csv", out / "best") if found.exists()
     ]
     begun = (out / "log.csv").exists() and ((out / ".lock").exists() or is_log(out / "log.csv"))  # Windows drops locks
-    interrupted = begun and not {path, out / "model"} & {*there}  # a training before its first checkpoint
+    interrupted = begun and not {path, out / "model", out / "best"} & {*there}  # a training before its first checkpoint
     if there and not resume and not interrupted:
         raise FileExistsError(
             f"{there[0]} exists: pass resume=True (--resume) to go on, or choose another folder"
@@ -469,7 +469,7 @@ def warn_of_crowded(num_queries: int, dataset: Any) -> None:
         warnings.warn(
             f"{len(crowded)} of {len(dataset)} images have more objects than the model has queries ({num_queries}): "
             f"{first_three(crowded)}. Those over the number are never found; num_queries={max(counts.values())} "
-            f"(--queries {max(counts.values())}) or more has a place for all", stacklevel=4,
+            f"(--queries {max(counts.values())}) or more has a place for all", stacklevel=5,
         )
 
 # %% ../nbs/99_runs.ipynb #badday414

@@ -692,7 +692,7 @@ def warn_of_rates(recipe: Recipe, images: int) -> None:
     warnings.warn(
         f"lr={recipe.lr:g} and backbone_lr={recipe.backbone_lr:g} are the rates of COCO's recipe, for 118,287 images "
         f"and 300 passes; this dataset has {images}. Compare a few (--lr, --backbone-lr) by their AP on the val split",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 def check_run(
@@ -761,7 +761,7 @@ def check_class(detector: Any) -> None:
     if type(detector).forward is not base.forward:
         warnings.warn(
             f"{type(detector).__name__}.forward is not called in training, which goes through its parts and `loss`: "
-            "what it adds to the loss belongs into `loss`", stacklevel=4,
+            "what it adds to the loss belongs into `loss`", stacklevel=5,
         )
 
 def evaluation_steps(recipe: Recipe, steps: int, watched: bool = False) -> set[int]:

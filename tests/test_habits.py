@@ -315,7 +315,7 @@ def test_transforms_that_move_boxes_are_not_evaluated(detector, folder):
         return image.resize((64, 64)), target | {"annotations": boxes}
 
     arguments = folder / "val", folder / "annotations" / "instances_val.json"
-    with pytest.raises(ValueError, match="image 1: the dataset's transforms change its size or its boxes"):
+    with pytest.raises(ValueError, match="image 1: the dataset .its transforms.. gives it another size, or boxes"):
         evaluate(detector, CocoDetection(*arguments, transforms=half), scenes_processor(), progress=False)
     tensors = CocoDetection(*arguments, transforms=lambda image, target: (torch.from_numpy(np.array(image)).permute(2, 0, 1), target))
     plain = evaluate(detector, CocoDetection(*arguments), scenes_processor(), progress=False)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from detr_nb.datasets import (
-    Classes, check_split, convert_dataset, open_split, pair_labels, read_classes, read_table, read_voc, write_coco,
+    Classes, check_split, convert_dataset, open_split, pair_labels, read_classes, read_table, read_voc, voc_objects, write_coco,
     yolo_objects,
 )
 
@@ -64,6 +64,12 @@ def test_each_line_of_yolo_is_an_object(tmp_path, line, box, area, corners):
     assert len(open_split(tmp_path / "coco", "train")[0][1]["annotations"]) == 1
 
 
+def test_a_rotated_box_is_cut_at_its_image(tmp_path):
+    (tmp_path / "a.txt").write_text("0 -0.1 0.2 0.5 0.2 0.5 1.2 -0.1 1.2\n")
+    found, = yolo_objects(tmp_path / "a.txt", 100, 50, Classes(["cat"]))
+    assert found["bbox"] == pytest.approx([0, 10, 50, 40]) and found["area"] == pytest.approx(2000)
+
+
 def test_key_points_are_known_from_their_shape(tmp_path):
     line = "0 0.5 0.5 0.2 0.4 " + "0.1 0.2 2 " * 3
     (tmp_path / "a.txt").write_text(line)
@@ -88,7 +94,7 @@ def test_a_line_that_cannot_be_read_is_named_and_nothing_is_written(tmp_path, li
 
 @pytest.mark.parametrize(("name", "text", "names"), [
     ("data.yaml", "names: [no, yes, 007]\n", ["no", "yes", "007"]),                         # as they are written
-    ("data.yml", "names:\n  1: b\n  0: a\n", ["a", "b"]), ("classes.txt", "a\r\n\n b c \n", ["a", "b c"]),
+    ("data.yml", "names:\n  1: b\n  0: a\n", ["a", "b"]), ("classes.txt", "a\r\n b c \n\n", ["a", "b c"]),
     ("obj.names", "\ufeffa\nb\n", ["a", "b"]), ("data.yaml", "names: {10: k, 0: a, 1: b, 2: c, 3: d, 4: e, 5: f, 6: g, 7: h, 8: i, 9: j}\n", list("abcdefghijk")),
 ])
 def test_names_of_classes(tmp_path, name, text, names):
@@ -99,6 +105,10 @@ def test_names_of_classes(tmp_path, name, text, names):
 def test_names_that_cannot_be_used(tmp_path):
     (tmp_path / "classes.txt").write_text("\n")
     with pytest.raises(ValueError, match="no name in it"): read_classes(tmp_path / "classes.txt")
+    (tmp_path / "classes.txt").write_text("\na\nb\n")
+    with pytest.raises(ValueError, match="classes.txt, line 1: empty"): read_classes(tmp_path / "classes.txt")
+    (tmp_path / "data.yaml").write_text("names: [{a: b}]\n")
+    with pytest.raises(ValueError, match="among the names: want text"): read_classes(tmp_path / "data.yaml")
     (tmp_path / "classes.txt").write_text("a\na\n")
     with pytest.raises(ValueError, match="two classes are called 'a'"): read_classes(tmp_path / "classes.txt")
 
@@ -108,10 +118,14 @@ def test_voc_counts_from_one_or_shows_that_it_does_not(tmp_path):
     assert [a["bbox"] for a in annotations(tmp_path / "one")] == [[0, 0, 100, 50], [10, 10, 20, 30]]  # reversed corners, too
     with pytest.warns(UserWarning, match="a corner is 0: all are taken as counted from 0"):
         convert_dataset(*voc(tmp_path / "nought", (0, 5, 20, 25), (30.5, 10, 40, 20)))
+    with pytest.raises(ValueError, match="a corner is -5: want first=0 or first=1"): convert_dataset(*voc(tmp_path / "less", (-5, 1, 9, 9)))
+    convert_dataset(*voc(tmp_path / "said", (7, 5, 20, 20)), first=0)
+    assert [a["bbox"] for a in annotations(tmp_path / "said")] == [[7, 5, 13, 15]]
     assert [a["bbox"] for a in annotations(tmp_path / "nought")] == [[0, 5, 20, 20], [30.5, 10, 9.5, 10]]
 
 
 def test_voc_of_another_size_is_refused(tmp_path):
+    convert_dataset(*voc(tmp_path / "near", (1, 1, 50, 50), said=(99, 49)))  # as some tools count
     with pytest.raises(ValueError, match="a.jpg has 100 × 50 pixels, its label file says 640 × 480"):
         convert_dataset(*voc(tmp_path, (1, 1, 50, 50), said=(640, 480)))
     assert not (tmp_path / "coco").exists()
@@ -141,7 +155,11 @@ def test_parts_of_an_object_are_no_objects(tmp_path):
     outline = "<polygon>" + "".join(f"<x{k}>{x}</x{k}><y{k}>{y}</y{k}>" for k, (x, y) in enumerate([(1, 1), (11, 1), (1, 21)], 1)) + "</polygon>"
     (tmp_path / "b.xml").write_text(f"<annotation><object><name>cat</name>{outline}<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>11</xmax><ymax>21</ymax></bndbox></object></annotation>")
     file = read_voc(tmp_path / "b.xml")
-    assert file.size is None and file.objects[0][2] == [1, 1, 11, 1, 1, 21]
+    assert file.size is None and file.objects[0][2] == [[1, 1, 11, 1, 1, 21]]
+    two = outline + outline.replace(">11<", ">6<") + "<polygon><x1>1</x1><y1>1</y1><x2>2</x2><y2>2</y2><username>me</username></polygon>"
+    (tmp_path / "b.xml").write_text((tmp_path / "b.xml").read_text().replace(outline, two))
+    found, = voc_objects(read_voc(tmp_path / "b.xml"), 1)
+    assert len(found["segmentation"]) == 2 and found["area"] == 100 + 50  # one of two corners is none
 
 
 def test_labels_are_found_at_the_same_place(tmp_path):
@@ -183,6 +201,35 @@ def test_a_folder_may_be_converted_into_itself(tmp_path):
     assert [len(open_split(tmp_path / "coco", split)) for split in ("train", "val")] == [1, 1]
 
 
+def test_the_folder_may_be_the_one_that_holds_images_and_labels(tmp_path, monkeypatch):
+    "As VOC's own folder; and the same with a relative place."
+    given = voc(tmp_path, (1, 1, 9, 9))
+    convert_dataset(*given[:2], tmp_path, *given[3:])
+    assert len(open_split(tmp_path, "train")) == 1
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    picture(tmp_path / "b" / "a.png")
+    (tmp_path / "b" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "b" / "._a.png").write_bytes(b"of a Mac")
+    (tmp_path / "b" / "classes.txt").write_text("cat\n")
+    for split in ("train", "val"): convert_dataset(".", ".", tmp_path / "b" / "coco", split, "yolo", "classes.txt")
+    assert [len(open_split(tmp_path / "b" / "coco", split)) for split in ("train", "val")] == [1, 1]
+
+
+def test_splits_of_three_are_compared_with_each_other(tmp_path):
+    from typer.testing import CliRunner
+
+    from detr_nb.cli import app
+    for split, count, names in (("train", 1, ((1, "cat"), (2, "cow"))), ("val", 1, ((1, "cat"),)), ("test", 2, ((1, "cat"), (2, "cow")))):
+        coco(tmp_path, split, split, count, names=names)
+    for k, split in enumerate(("train", "val")):
+        (tmp_path / split / "0.png").write_bytes((tmp_path / "test" / f"{k}.png").read_bytes())
+        file = tmp_path / "annotations" / f"instances_{split}.json"
+        file.write_text(file.read_text().replace(f'"width": {100 + len(split)}', '"width": 104'))
+    said = CliRunner().invoke(app, ["data", "check", str(tmp_path)]).output
+    assert "FAULT in both splits (2)" in said and "nothing learns" not in said
+
+
 def test_copies_go_where_one_cannot_be_made(tmp_path, monkeypatch):
     import detr_nb.datasets as datasets
     given = yolo(tmp_path, "0 0.5 0.5 0.5 0.5")
@@ -201,6 +248,13 @@ def test_copies_go_where_one_cannot_be_made(tmp_path, monkeypatch):
 def test_tables_as_others_write_them(tmp_path, table):
     (tmp_path / "t.csv").write_text(table)
     assert read_table(tmp_path / "t.csv") == {"a.png": [("cat", 1, 2, 30, 40)]}
+
+
+def test_a_column_of_its_own_name_comes_before_an_alias(tmp_path):
+    (tmp_path / "t.csv").write_text("file,image,label,class,x0,y0,x1,y1\na.png,12,cat,7,1,2,30,40\n")
+    assert read_table(tmp_path / "t.csv") == {"a.png": [("cat", 1, 2, 30, 40)]}
+    (tmp_path / "t.csv").write_text("filename,image,label,x0,y0,x1,y1\na.png,12,cat,1,2,30,40\n")
+    with pytest.raises(ValueError, match="several mean 'file'"): read_table(tmp_path / "t.csv")
 
 
 def test_what_write_coco_is_given(tmp_path):

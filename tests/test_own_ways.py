@@ -94,6 +94,14 @@ def test_a_forward_of_ones_own_is_told_to_be_passed_by():
         check_run(tiny(DetrForSegmentation, d_model=64), SceneDetection(4000, 0, masks=True), SHORT)
 
 
+def test_warnings_name_the_line_that_called(tmp_path):
+    with pytest.warns(UserWarning) as said:
+        warnings.filterwarnings("always")
+        train(tiny(Louder), SceneDetection(4, 0), tmp_path, SHORT, scenes_processor())
+    named = {word: [w.filename for w in said if word in str(w.message)] for word in ("is not called in training", "are the rates of COCO")}
+    assert named == {word: [__file__] for word in named}
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda model: SimpleNamespace(config=model.config)])
 def test_what_is_no_detector_is_named(wrap):
     with pytest.raises(TypeError, match="want a DetrForObjectDetection or a DetrForSegmentation"):
@@ -214,8 +222,19 @@ def test_a_dataset_may_keep_tensors_that_an_evaluation_saw():
     assert not data.kept[0].is_inference() and float(data.kept[0]) == 2
 
 
+class Filtered(Kept):
+    "Some annotations, in another order: nothing is wrong with that."
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return image, target | {"annotations": target["annotations"][::-2]}
+
+
+def test_a_dataset_may_leave_annotations_out():
+    assert evaluate(tiny(), Filtered(), scenes_processor(), progress=False)["all"]["AP"] >= 0
+
+
 def test_answers_are_not_compared_with_another_image():
-    with pytest.raises(ValueError, match="the dataset's transforms change its size or its boxes"):
+    with pytest.raises(ValueError, match="gives it another size, or boxes that the file does not have"):
         evaluate(tiny(), Kept(shift=1), scenes_processor(), progress=False)
 
 
@@ -236,6 +255,9 @@ def test_a_log_without_its_lock_is_begun_again(tmp_path):
     (tmp_path / "log.csv").write_text("step,pictures,lr\n1,2,0.1\n")
     with pytest.raises(FileNotFoundError, match="start it again without resume"): detr_nb.runs.find_checkpoint(tmp_path, True)
     assert detr_nb.runs.find_checkpoint(tmp_path, False) == tmp_path / "checkpoint.pt"
+    (tmp_path / "best").mkdir()
+    with pytest.raises(FileExistsError): detr_nb.runs.find_checkpoint(tmp_path, False)
+    (tmp_path / "best").rmdir()
     (tmp_path / "log.csv").write_text("mine\n")
     with pytest.raises(FileExistsError): detr_nb.runs.find_checkpoint(tmp_path, False)
 
