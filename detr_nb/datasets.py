@@ -635,9 +635,25 @@ def convert_dataset(
 ) -> Path:                            # the annotation file
     """A dataset in another format as a split of a COCO folder.
 
+    Args:
+        images (str | os.PathLike): folder
+        labels (str | os.PathLike): folder of VOC's XML or YOLO's text files
+        folder (str | os.PathLike): of the COCO dataset: gets copies of the images, and the
+            annotations
+        split (str): train, val
+        format (str): "voc" or "yolo"
+        names (str | os.PathLike | None): YOLO's data.yaml, or a text file with the names of the
+            classes
+        first (int | None): what VOC counts pixels from; None: 1, but 0 if a corner is below 1
+        progress (bool): Defaults to False.
+
+    Returns:
+        Path: the annotation file
+
     Raises:
         ValueError: for another format, without names, or for files that cannot be read.
-        FileExistsError: rather than overwrite."""
+        FileExistsError: rather than overwrite.
+    """
     if format not in ("voc", "yolo"): raise ValueError(f"format={format!r}: want 'voc' or 'yolo'")
     if format == "yolo" and names is None:
         raise ValueError("names=None: want YOLO's data.yaml, or a text file with the names of the classes")
@@ -661,9 +677,10 @@ def convert_dataset(
     ]
     rows = [(i, own) for i, (_, objects) in enumerate(found.values(), start=1) for own in objects]
     annotations = [
-        {"id": k, "image_id": i, "category_id": numbers[own.pop("name")]} | own
+        {"id": k, "image_id": i, "category_id": numbers[own["name"]], **own}
         for k, (i, own) in enumerate(rows, start=1)
     ]
+    for entry in annotations: del entry["name"]
     categories = [{"id": i, "name": name} for name, i in numbers.items()]
     data = {"images": entries, "annotations": annotations, "categories": categories}
     raise_faults(file_faults(data, COCO_KEYS), f"nothing is written: what {labels} holds")

@@ -403,8 +403,8 @@ def _write_split(folder: Path, split: str, count: int, seed: int, processes: int
 
 # %% ../nbs/92_scenes.ipynb #2f32c25f
 def refuse_unguarded() -> None:
-    """`RuntimeError` in a process that is only just beginning, and runs its parent's program once more: what starts
-    processes must stand under a guard there."""
+    """`RuntimeError` in a process that is only just beginning, and runs its parent's program once
+    more: what starts processes must stand under a guard there."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise RuntimeError(
             "this program starts processes, and each of them runs it again: put its own lines under "

@@ -1,5 +1,6 @@
 "What `tools/docstrings.py` writes into docstrings, and that `help()` names every argument of the public names."
 import ast
+import importlib
 import inspect
 import re
 import sys
@@ -221,6 +222,17 @@ def test_modules_are_expanded(path):
         if not BLOCK.search(definition.text): continue
         indent = definition.node.col_offset + 4
         assert all(len(line) + indent <= WIDTH for line in definition.text.splitlines()), definition.name
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.stem not in ("__init__", "cli")], ids=lambda p: p.stem)
+def test_no_block_written_by_hand_hides_the_arguments(path):
+    "A block of errors in a docstring would keep the others from being made."
+    module = importlib.import_module(f"detr_nb.{path.stem}")
+    for name in module.__all__:
+        value = getattr(module, name)
+        if not inspect.isfunction(value) or value.__module__ != module.__name__: continue
+        if inspect.signature(value).parameters and re.search(r"^ *(Returns|Raises):$", value.__doc__ or "", re.MULTILINE):
+            assert "Args:" in value.__doc__, name
 
 
 def callables(name: str) -> list[tuple]:
