@@ -85,96 +85,6 @@ def assign(
         (torch.from_numpy(rows).long(), torch.from_numpy(columns).long()) for rows, columns in pairs
     ]
 
-# %% ../nbs/13_matcher.ipynb #4d5426eb
-def _check_form(target: Mapping[str, Tensor], name: str) -> None:
-    """`ValueError` or `TypeError` unless a target has class_labels (T,) of whole numbers and boxes
-    (T, 4)."""
-    if not isinstance(target, Mapping):
-        raise TypeError(
-            f"{name} is {type(target).__name__}: want a mapping with 'class_labels' and 'boxes'"
-        )
-    if not {"class_labels", "boxes"} <= set(target):
-        raise ValueError(f"{name} has the keys {sorted(target)}: want 'class_labels' and 'boxes'")
-    labels, boxes = target["class_labels"], target["boxes"]
-    if not (isinstance(labels, Tensor) and isinstance(boxes, Tensor)):
-        raise TypeError(
-            f"{name} has class_labels {type(labels).__name__}, boxes {type(boxes).__name__}: want tensors"
-        )
-    if labels.dim() != 1 or boxes.shape != (len(labels), 4):
-        raise ValueError(
-            f"{name}: class_labels of shape {tuple(labels.shape)}, boxes of shape {tuple(boxes.shape)}: "
-            "want (T,) and (T, 4)"
-        )
-    if len(labels) and labels.is_floating_point():
-        raise TypeError(f"{name}: class_labels are {labels.dtype}: want whole numbers")
-
-# %% ../nbs/13_matcher.ipynb #89b9b835
-def look_like_corners(
-    boxes: Tensor,  # (T, 4) of a batch
-) -> Tensor:        # (T,) bool: none, unless it holds for the batch as a whole
-    """Boxes that reach out of their images as centre and size, where all boxes of the batch could
-    be corners.
-
-    Args:
-        boxes (Tensor): (T, 4) of a batch
-
-    Returns:
-        Tensor: (T,) bool: none, unless it holds for the batch as a whole
-    """
-    start, end = boxes.split(2, -1)
-    outside = (start + end / 2 > 1.01).any(-1)
-    return outside & (end >= start).all() & (2 * outside.sum() >= len(boxes))
-
-def check_targets(
-    targets: Sequence[Mapping[str, Tensor]],  # one an image: class_labels (T,), boxes (T, 4) centre and size in 0…1
-    num_classes: int,                         # labels must be below
-    num_queries: int,                         # one warning where an image has more targets
-) -> None:
-    """Check targets before they are matched; warn where targets outnumber queries.
-
-    Args:
-        targets (Sequence[Mapping[str, Tensor]]): one an image: class_labels (T,), boxes (T, 4)
-            centre and size in 0…1
-        num_classes (int): labels must be below
-        num_queries (int): one warning where an image has more targets
-
-    Raises:
-        ValueError: for a target of the wrong form.
-        TypeError: for a target of the wrong form.
-        ValueError: that names the image and the target for a label out of range, for a box that is
-            not finite or has a negative size, and for boxes that look like pixels or corners.
-    """
-    for i, target in enumerate(targets):
-        _check_form(target, f"labels[{i}]")
-    counts = [len(t["class_labels"]) for t in targets]
-    labels, boxes = (torch.cat([t[key] for t in targets]) for key in ("class_labels", "boxes"))
-    bad_label = (labels < 0) | (labels >= num_classes)
-    bad_box = (
-        ~boxes.isfinite().all(-1)
-        | (boxes[:, 2:] < 0).any(-1)
-        | ((boxes < -0.001) | (boxes > 1.001)).any(-1)
-    )
-    corners = look_like_corners(boxes)
-    for t in (bad_label | bad_box | corners).nonzero()[:1, 0].tolist():
-        i, place = [(i, place) for i, count in enumerate(counts) for place in range(count)][t]
-        image_id = (
-            f" (image_id {torch.as_tensor(targets[i]['image_id']).tolist()})" if "image_id" in targets[i] else ""
-        )
-        fault = (
-            f"class_labels[{place}] = {int(labels[t])}: want 0 ≤ label < {num_classes} "
-            "(num_labels is the largest category id + 1)" if bad_label[t]
-            else f"boxes[{place}] = {boxes[t].tolist()}: want finite centre and size, in 0…1 of the image, size ≥ 0"
-            + (" (these look like pixels)" if boxes[t].max() > 1.001 else "")
-            + (" (these look like corners x0, y0, x1, y1)" if corners[t] else "")
-        )
-        raise ValueError(f"labels[{i}]{image_id}: {fault}")
-    if max(counts) > num_queries:
-        warnings.warn(
-            f"labels[{counts.index(max(counts))}] has {max(counts)} targets for {num_queries} queries: "
-            "some stay unmatched; raise num_queries",
-            stacklevel=4,
-        )
-
 # %% ../nbs/13_matcher.ipynb #e5ab8a3d
 class PackedTargets(NamedTuple):
     """The targets of a batch of B images; T is the largest number of targets.
@@ -315,3 +225,93 @@ class HungarianMatcher(nn.Module):
         return self.match_layers(outputs["logits"][None], outputs["pred_boxes"][None], targets)
 
 DetrHungarianMatcher = HungarianMatcher
+
+# %% ../nbs/13_matcher.ipynb #4d5426eb
+def _check_form(target: Mapping[str, Tensor], name: str) -> None:
+    """`ValueError` or `TypeError` unless a target has class_labels (T,) of whole numbers and boxes
+    (T, 4)."""
+    if not isinstance(target, Mapping):
+        raise TypeError(
+            f"{name} is {type(target).__name__}: want a mapping with 'class_labels' and 'boxes'"
+        )
+    if not {"class_labels", "boxes"} <= set(target):
+        raise ValueError(f"{name} has the keys {sorted(target)}: want 'class_labels' and 'boxes'")
+    labels, boxes = target["class_labels"], target["boxes"]
+    if not (isinstance(labels, Tensor) and isinstance(boxes, Tensor)):
+        raise TypeError(
+            f"{name} has class_labels {type(labels).__name__}, boxes {type(boxes).__name__}: want tensors"
+        )
+    if labels.dim() != 1 or boxes.shape != (len(labels), 4):
+        raise ValueError(
+            f"{name}: class_labels of shape {tuple(labels.shape)}, boxes of shape {tuple(boxes.shape)}: "
+            "want (T,) and (T, 4)"
+        )
+    if len(labels) and labels.is_floating_point():
+        raise TypeError(f"{name}: class_labels are {labels.dtype}: want whole numbers")
+
+# %% ../nbs/13_matcher.ipynb #89b9b835
+def look_like_corners(
+    boxes: Tensor,  # (T, 4) of a batch
+) -> Tensor:        # (T,) bool: none, unless it holds for the batch as a whole
+    """Boxes that reach out of their images as centre and size, where all boxes of the batch could
+    be corners.
+
+    Args:
+        boxes (Tensor): (T, 4) of a batch
+
+    Returns:
+        Tensor: (T,) bool: none, unless it holds for the batch as a whole
+    """
+    start, end = boxes.split(2, -1)
+    outside = (start + end / 2 > 1.01).any(-1)
+    return outside & (end >= start).all() & (2 * outside.sum() >= len(boxes))
+
+def check_targets(
+    targets: Sequence[Mapping[str, Tensor]],  # one an image: class_labels (T,), boxes (T, 4) centre and size in 0…1
+    num_classes: int,                         # labels must be below
+    num_queries: int,                         # one warning where an image has more targets
+) -> None:
+    """Check targets before they are matched; warn where targets outnumber queries.
+
+    Args:
+        targets (Sequence[Mapping[str, Tensor]]): one an image: class_labels (T,), boxes (T, 4)
+            centre and size in 0…1
+        num_classes (int): labels must be below
+        num_queries (int): one warning where an image has more targets
+
+    Raises:
+        ValueError: for a target of the wrong form.
+        TypeError: for a target of the wrong form.
+        ValueError: that names the image and the target for a label out of range, for a box that is
+            not finite or has a negative size, and for boxes that look like pixels or corners.
+    """
+    for i, target in enumerate(targets):
+        _check_form(target, f"labels[{i}]")
+    counts = [len(t["class_labels"]) for t in targets]
+    labels, boxes = (torch.cat([t[key] for t in targets]) for key in ("class_labels", "boxes"))
+    bad_label = (labels < 0) | (labels >= num_classes)
+    bad_box = (
+        ~boxes.isfinite().all(-1)
+        | (boxes[:, 2:] < 0).any(-1)
+        | ((boxes < -0.001) | (boxes > 1.001)).any(-1)
+    )
+    corners = look_like_corners(boxes)
+    for t in (bad_label | bad_box | corners).nonzero()[:1, 0].tolist():
+        i, place = [(i, place) for i, count in enumerate(counts) for place in range(count)][t]
+        image_id = (
+            f" (image_id {torch.as_tensor(targets[i]['image_id']).tolist()})" if "image_id" in targets[i] else ""
+        )
+        fault = (
+            f"class_labels[{place}] = {int(labels[t])}: want 0 ≤ label < {num_classes} "
+            "(num_labels is the largest category id + 1)" if bad_label[t]
+            else f"boxes[{place}] = {boxes[t].tolist()}: want finite centre and size, in 0…1 of the image, size ≥ 0"
+            + (" (these look like pixels)" if boxes[t].max() > 1.001 else "")
+            + (" (these look like corners x0, y0, x1, y1)" if corners[t] else "")
+        )
+        raise ValueError(f"labels[{i}]{image_id}: {fault}")
+    if max(counts) > num_queries:
+        warnings.warn(
+            f"labels[{counts.index(max(counts))}] has {max(counts)} targets for {num_queries} queries: "
+            "some stay unmatched; raise num_queries",
+            stacklevel=4,
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -237,6 +238,19 @@ class ImageOutput(NamedTuple):
         return keep, scores[keep], labels[keep]
 
 # %% ../nbs/31_post_processing.ipynb #97e17e81
+def _warn_of_padding(
+    sizes: Sequence[tuple[int, int]],  # height, width of every image of a batch
+    canvas: Sequence[int],             # (h, w) of the masks
+) -> None:
+    "One warning for images of different shapes whose masks lie on one canvas, where nothing says on which part of it."
+    off = [i for i, (h, w) in enumerate(sizes) if abs(h * canvas[1] - w * canvas[0]) > 1.5 * (h + w)]
+    if not off or len({h / w for h, w in sizes}) == 1: return
+    warnings.warn(
+        f"masks of {canvas[0]} × {canvas[1]} are stretched to images of other shapes, such as image {off[0]} of "
+        f"{sizes[off[0]][0]} × {sizes[off[0]][1]}: pass pixel_mask=inputs.pixel_mask, or padding becomes part of them",
+        stacklevel=4,
+    )
+
 def split_outputs(
     outputs,                           # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     target_sizes=None,                 # (B, 2) height, width; None: the masks' own
@@ -266,6 +280,7 @@ def split_outputs(
         counts = f"{len(logits)} logits, {len(masks)} pred_masks"
         raise ValueError(f"{counts} and a pixel_mask of {len(real)} images: want as many")
     sizes = [None] * len(masks) if target_sizes is None else integer_sizes(target_sizes, len(masks))
+    if pixel_mask is None and target_sizes is not None and not compat: _warn_of_padding(sizes, masks.shape[-2:])
     cells = [None if part is None else valid_cells(part, masks.shape[-2:]) for part in real]
     return [ImageOutput(*one) for one in zip(logits, masks, sizes, cells)]
 

@@ -23,6 +23,19 @@ def test_chapter_says_what_was_kept(path):
     assert not faults, "\n".join(["not the outputs that were kept (make chapters):", *faults])
 
 
+HALVES = [path for path in CHAPTERS if "# In the library" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", HALVES, ids=lambda p: p.stem)
+def test_library_half_begins_with_its_use(path):
+    "A reader sees a call or a table of calls before the code that makes it."
+    cells = nbformat.read(path, as_version=4).cells
+    start = next(i for i, cell in enumerate(cells) if "# In the library" in cell.source)
+    intro = cells[start].source.split("# In the library")[1].split("\n#")[0]
+    first = next(cell for cell in cells[start:] if cell.cell_type == "code")
+    assert "```" in intro or "\n| " in intro or not first.source.startswith("#| export"), first.source[:200]
+
+
 def test_there_are_chapters():
     assert len(CHAPTERS) >= 18
 

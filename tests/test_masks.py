@@ -3,6 +3,7 @@ bad input."""
 import io
 import json
 import shutil
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,6 +65,27 @@ def test_padding_is_cut_off():
     semantic = PROCESSOR.post_process_semantic_segmentation(outputs, [(50, 30)], pixel_mask=valid)[0]
     oldest = PROCESSOR.post_process_segmentation(outputs, [(50, 30)], pixel_mask=valid)[0]["masks"]
     assert (semantic == 0).all() and oldest.min() == 1
+
+
+def test_padding_that_becomes_part_of_the_masks_is_noted():
+    "Images of different shapes on one canvas, without `pixel_mask`: a warning at the caller's line, and only then."
+    torch.manual_seed(0)
+    outputs = SimpleNamespace(logits=torch.randn(2, 3, 4), pred_masks=torch.randn(2, 3, 32, 43))
+    ways = [getattr(PROCESSOR, f"post_process_{kind}_segmentation") for kind in ("semantic", "instance", "panoptic")]
+    for way in ways:
+        with pytest.warns(UserWarning, match=r"masks of 32 × 43 .* image 1 of 128 × 72: pass pixel_mask=") as caught:
+            way(outputs, target_sizes=[(96, 128), (128, 72)])
+        assert len(caught) == 1 and (way is ways[1] or caught[0].filename == __file__)
+    mask = torch.ones(2, 128, 171)
+    fine = (
+        dict(target_sizes=[(96, 128), (128, 72)], pixel_mask=mask), dict(target_sizes=None),
+        dict(target_sizes=[(96, 128), (191, 255)]), dict(target_sizes=[(72, 72), (72, 72)]),  # stretched, both alike
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for way in ways:
+            for case in fine: way(outputs, **case)
+        for way in ways[1:]: way(outputs, target_sizes=[(96, 128), (128, 72)], compat="transformers")
 
 
 @pytest.mark.parametrize("sizes", [((96, 128), (64, 80)), ((61, 93), (101, 77)), ((128, 128), (37, 128), (90, 53))], ids=str)
