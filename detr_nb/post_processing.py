@@ -279,7 +279,7 @@ def split_outputs(
     if not len(logits) == len(masks) == len(real):
         counts = f"{len(logits)} logits, {len(masks)} pred_masks"
         raise ValueError(f"{counts} and a pixel_mask of {len(real)} images: want as many")
-    sizes = [None] * len(masks) if target_sizes is None else integer_sizes(target_sizes, len(masks))
+    sizes: list[Any] = [None] * len(masks) if target_sizes is None else integer_sizes(target_sizes, len(masks))
     if pixel_mask is None and target_sizes is not None and not compat: _warn_of_padding(sizes, masks.shape[-2:])
     cells = [None if part is None else valid_cells(part, masks.shape[-2:]) for part in real]
     return [ImageOutput(*one) for one in zip(logits, masks, sizes, cells)]

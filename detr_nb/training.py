@@ -480,7 +480,8 @@ class TrainState:
         self.average = AveragedModel(detector, multi_avg_fn=move) if recipe.ema else None
         self.run: dict[str, Any] = {}              # what the run works on, see `describe_run`
         self.best: float | None = None             # the highest AP or PQ so far …
-        self.since = 0                             # … and how many evaluations ago that was
+        self.since = 0                             # … how many evaluations ago that was …
+        self.evaluated: int | None = None          # … and the step of the last one
         self.sums: dict[str, float] = {}           # of what the steps since the last row of the log gave …
         self.count = 0                             # … and how many those are
         self._parts = {"model": self.learner, "optimizer": self.optimizer, "schedule": self.schedule}
@@ -507,7 +508,10 @@ class TrainState:
             sums (list[dict[str, float]] | None): of every process; None: of this one
         """
         values = {name: part.state_dict() for name, part in self._parts.items()}
-        numbers = {"step": self.step, "recipe": asdict(self.recipe), "best": self.best, "since": self.since}
+        numbers = {
+            "step": self.step, "recipe": asdict(self.recipe), "best": self.best, "since": self.since,
+            "evaluated": self.evaluated,
+        }
         numbers |= {"sums": sums or [self.sums], "count": self.count}
         save_checkpoint(values | numbers | {"run": self.run}, path)
 
@@ -530,6 +534,7 @@ class TrainState:
         except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} belongs to another network ({str(error).splitlines()[0]})") from error
         self.step, self.best, self.since = values["step"], values.get("best"), values.get("since", 0)
+        self.evaluated = values.get("evaluated")
         sums, (rank, world) = values.get("sums", [{}]), rank_and_world()
         even = {
             name: sum(one.get(name, 0.0) for one in sums) / len(sums) for name in set().union(*sums)
@@ -551,7 +556,7 @@ class TrainState:
         Args:
             value (float)
         """
-        better = self.best is None or value > self.best
+        self.evaluated, better = self.step, self.best is None or value > self.best
         self.best, self.since = (value, 0) if better else (self.best, self.since + 1)
 
     @property
@@ -977,6 +982,7 @@ class RunReport:
         if self.trackers: accelerator.init_trackers("events", settings)
         if state.step == 0: self.call_back()
         elif self.first: save_model(state.eval_model, processor, out / "model")  # a killed run may have lost it
+        self.keep_best()  # and this
 
     def write(self, lr: float, evaluate: bool) -> float:  # the mean loss since the last row
         """A row of log.csv and of the trackers, where `evaluate` is set with what the model finds
@@ -999,8 +1005,7 @@ class RunReport:
         return row["loss"]
 
     def evaluate(self, loss: float) -> dict[str, float]:
-        """AP or PQ on the val split, as a line on stderr above the bar; the best model is kept
-        apart.
+        """AP or PQ on the val split, as a line on stderr above the bar.
 
         Args:
             loss (float)
@@ -1014,15 +1019,21 @@ class RunReport:
         if self.first:
             numbers = " · ".join(f"{name} {value:.3f}" for name, value in found.items())
             tqdm.write(f"step {self.state.step}: loss {loss:.3f} · {numbers}", file=sys.stderr)
-            if self.state.since == 0: save_model(self.state.eval_model, self.processor, self.out / "best")
         return found
 
+    def keep_best(self) -> None:
+        "The model, apart, if an evaluation at this step was the best. After the checkpoint, which knows it."
+        if self.first and self.state.since == 0 and self.state.evaluated == self.state.step:
+            save_model(self.state.eval_model, self.processor, self.out / "best")
+
     def look(self, batch: BatchFeature) -> None:
-        """At an evaluation: has the network collapsed? And the user's own look.
+        """After an evaluation that has been saved: the best model; has the network collapsed? And
+        the user's own look.
 
         Args:
             batch (BatchFeature)
         """
+        self.keep_best()
         if not self.first: return
         self.collapsed = warn_of_collapse(
             self.state.eval_model, batch, self.collapsed, self.state.step

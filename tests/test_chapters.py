@@ -36,6 +36,12 @@ def test_library_half_begins_with_its_use(path):
     assert "```" in intro or "\n| " in intro or not first.source.startswith("#| export"), first.source[:200]
 
 
+@pytest.mark.parametrize("table", ["00_start", "index"])
+def test_every_chapter_is_in_the_tables(table):
+    text = (ROOT / "nbs" / f"{table}.ipynb").read_text(encoding="utf-8")
+    assert not [path.name for path in CHAPTERS if path.stem != "index" and f"({path.name})" not in text]
+
+
 def test_there_are_chapters():
     assert len(CHAPTERS) >= 18
 

@@ -79,6 +79,35 @@ def test_interrupted_and_resumed(tmp_path):
     assert rows[0] == rows[1] and len(rows[0]) == 6
 
 
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "before the best model"])
+def test_killed_at_its_first_evaluation(tmp_path, monkeypatch, moment):
+    "An evaluation writes a checkpoint, then the best model. Whichever is missing, the run goes on and ends as the whole one."
+    from detr_nb import training
+    dataset, val, processor = SceneDetection(8, seed=6), SceneDetection(4, seed=6, split="val"), scenes_processor()
+    run = lambda name, **more: train(tiny(), dataset, tmp_path / name, SHORT, processor, val, **more)
+    run("whole")
+    save = training.save_model
+
+    def die(*arguments):
+        raise KeyboardInterrupt
+
+    if moment == "before the first checkpoint": monkeypatch.setattr(training, "save_run", die)
+    else:
+        monkeypatch.setattr(
+            training, "save_model", lambda model, its, folder: die() if folder.name == "best" else save(model, its, folder)
+        )
+    with pytest.raises(KeyboardInterrupt): run("killed")
+    monkeypatch.undo()
+    saved = (tmp_path / "killed" / "checkpoint.pt").exists()
+    assert saved == (moment == "before the best model") and not (tmp_path / "killed" / "best").exists()
+    if saved:  # the next start writes what is missing before the next step
+        run("killed", resume=True, stop_after=SHORT.steps // 2)
+        assert (tmp_path / "killed" / "best" / "model.safetensors").exists()
+    run("killed", resume=saved)
+    for name in ("log.csv", "model/model.safetensors", "best/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
 def test_nothing_is_overwritten(tmp_path):
     dataset, processor = SceneDetection(24, seed=6), scenes_processor()
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
@@ -631,6 +660,8 @@ def test_report_keeps_the_best_model_apart(tmp_path, monkeypatch, capsys):
         state.step = step
         state.note({"loss": torch.tensor(float(step))})
         assert report.write(1e-4, evaluate=True) == step
+        assert step > 1 or not (tmp_path / "best").exists()  # it is written after the checkpoint
+        report.keep_best()
         kept.append((tmp_path / "best" / "model.safetensors").stat().st_mtime_ns)
     assert kept[0] < kept[1] == kept[2] and (state.best, state.since, state.out_of_patience) == (0.4, 1, False)
     assert [row["AP"] for row in read_log(tmp_path / "log.csv")] == [0.2, 0.4, 0.3] and seen == [0]
