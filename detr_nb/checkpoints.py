@@ -380,6 +380,43 @@ class Pretrained(nn.Module):
     optional_parts: tuple[str, ...] = ()         # beginnings of names that a checkpoint may lack
     main_input_name = "pixel_values"             # where training tools look for the batch
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are: a batch follows with `.to(model.device)`.
+
+        Returns:
+            torch.device
+        """
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights.
+
+        Returns:
+            torch.dtype
+        """
+        return next(self.parameters()).dtype
+
+    def num_parameters(
+        self,
+        only_trainable: bool = False,      # only those that require a gradient
+        exclude_embeddings: bool = False,  # without the object queries
+    ) -> int:
+        """How many numbers the model has learned, or can learn. The buffers of frozen norms are not
+        counted.
+
+        Args:
+            only_trainable (bool): only those that require a gradient. Defaults to False.
+            exclude_embeddings (bool): without the object queries. Defaults to False.
+
+        Returns:
+            int
+        """
+        embeddings = {m.weight for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else ()
+        counted = (p for p in self.parameters() if p.requires_grad or not only_trainable)
+        return sum(p.numel() for p in counted if p not in embeddings)
+
     @classmethod
     def from_pretrained(
         cls,

@@ -491,7 +491,9 @@ class DetrConfig:
         """
         names = setting_names(cls)
         if unknown := ", ".join(sorted(set(changes) - set(names))):
-            raise TypeError(f"{unknown}: no such field of {cls.__name__}, nor another argument")
+            later = {"dtype", "torch_dtype", "device_map", "low_cpu_mem_usage"} & set(changes)
+            hint = ": write .to(device, dtype) after opening" if later else ""
+            raise TypeError(f"{unknown}: no such field of {cls.__name__}, nor another argument{hint}")
         if (
             values.get("auxiliary_loss")
             and values.get("detr_nb") is None

@@ -27,8 +27,9 @@ from PIL import Image, ImageOps
 
 # %% auto #0
 __all__ = [
-    "ASSETS", "EMBEDDED", "atomic", "write_json", "read_json", "read_log", "Log", "to_rgb",
-    "orientation", "upright", "upright_size", "read_image", "find_file", "experiment", "check"
+    "ASSETS", "EMBEDDED", "atomic", "write_json", "read_json", "read_log", "caller_level", "Log",
+    "to_rgb", "orientation", "upright", "upright_size", "read_image", "find_file", "experiment",
+    "check"
 ]
 
 # %% ../nbs/91_files.ipynb #8940894c
@@ -123,6 +124,19 @@ def read_log(
     except (ValueError, TypeError) as error:  # no number, or more of them than columns
         raise ValueError(f"{path}: not a training log ({error})") from error
 
+# %% ../nbs/91_files.ipynb #level91b
+def caller_level() -> int:
+    """The `stacklevel` with which a warning names the line outside of this package from which it
+    was called.
+
+    Returns:
+        int
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("detr_nb."):
+        frame, level = frame.f_back, level + 1
+    return level
+
 # %% ../nbs/91_files.ipynb #e676a618
 class Log:
     """Rows of numbers in a CSV file. Rows after `step` of an earlier run are taken back. A row with
@@ -140,7 +154,9 @@ class Log:
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / "log.csv"
-        self._begin([row for row in read_log(self.path) if row["step"] <= step] if step else [])
+        if gone := step > 0 and not self.path.exists():
+            warnings.warn(f"{self.path} is gone: a new one begins after step {step}", stacklevel=caller_level())
+        self._begin([] if gone or not step else [row for row in read_log(self.path) if row["step"] <= step])
 
     def _begin(self, rows: list[dict[str, float]]) -> None:
         self.columns = tuple(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +19,13 @@ from torch.nn.functional import interpolate, pad
 
 from .backbone import halving_stride
 from .boxes import box_cxcywh_to_xyxy
-from .data import id_to_rgb
+from .data import id_to_rgb, is_whole
+from .files import caller_level
 from .panoptic import look_up, merge_masks, running_max
 
 # %% auto #0
 __all__ = [
-    "post_process_object_detection", "post_process_semantic_segmentation",
+    "post_process_object_detection", "post_process_semantic_segmentation", "ids_to_fuse",
     "post_process_panoptic_segmentation", "to_rle", "post_process_instance_segmentation",
     "post_process_segmentation", "post_process_instance", "post_process_panoptic"
 ]
@@ -243,18 +244,18 @@ def _warn_of_padding(
     canvas: Sequence[int],             # (h, w) of the masks
 ) -> None:
     "One warning for images of different shapes whose masks lie on one canvas, where nothing says on which part of it."
-    off = [i for i, (h, w) in enumerate(sizes) if abs(h * canvas[1] - w * canvas[0]) > 1.5 * (h + w)]
+    off = [i for i, (h, w) in enumerate(sizes) if abs(h * canvas[1] - w * canvas[0]) > 1.5 * max(h, w)]
     if not off or len({h / w for h, w in sizes}) == 1: return
     warnings.warn(
         f"masks of {canvas[0]} × {canvas[1]} are stretched to images of other shapes, such as image {off[0]} of "
         f"{sizes[off[0]][0]} × {sizes[off[0]][1]}: pass pixel_mask=inputs.pixel_mask, or padding becomes part of them",
-        stacklevel=4,
+        stacklevel=caller_level(),
     )
 
 def split_outputs(
     outputs,                           # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     target_sizes=None,                 # (B, 2) height, width; None: the masks' own
-    pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: everywhere
+    pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: all cells of the masks
     compat: str | None = None,         # "transformers": the padding stays
 ) -> list[ImageOutput]:
     """A batch, image by image.
@@ -262,7 +263,8 @@ def split_outputs(
     Args:
         outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
         target_sizes: (B, 2) height, width; None: the masks' own
-        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: everywhere
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells of the
+            masks
         compat (str | None): "transformers": the padding stays
 
     Returns:
@@ -275,7 +277,7 @@ def split_outputs(
         raise ValueError(f"compat={compat!r}: want None or 'transformers'")
     check_numbers(outputs)
     logits, masks = outputs.logits.detach(), outputs.pred_masks.detach()
-    real = [None] * len(masks) if pixel_mask is None or compat else pixel_mask
+    real = [None] * len(masks) if pixel_mask is None or compat else torch.as_tensor(pixel_mask)
     if not len(logits) == len(masks) == len(real):
         counts = f"{len(logits)} logits, {len(masks)} pred_masks"
         raise ValueError(f"{counts} and a pixel_mask of {len(real)} images: want as many")
@@ -345,7 +347,7 @@ def class_map(
 def post_process_semantic_segmentation(
     outputs,                           # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     target_sizes=None,                 # (B, 2) height, width of the original images; None: the masks' own size
-    pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: everywhere
+    pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: all cells of the masks
 ) -> list[Tensor]:                     # (H, W) int64 each
     """For each image the class of every pixel: masks vote with their probability times their
     classes'.
@@ -353,7 +355,8 @@ def post_process_semantic_segmentation(
     Args:
         outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
         target_sizes: (B, 2) height, width of the original images; None: the masks' own size
-        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: everywhere
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells of the
+            masks
 
     Returns:
         list[Tensor]: (H, W) int64 each
@@ -400,6 +403,23 @@ def enlarge_each(
             yield y.addcmul_(x.index_select(0, below).sub_(y), down[:, None])
 
 # %% ../nbs/31_post_processing.ipynb #6da25b50
+def ids_to_fuse(label_ids: Any) -> set[int]:
+    """Class ids in any form.
+
+    Args:
+        label_ids (Any)
+
+    Returns:
+        set[int]
+
+    Raises:
+        ValueError: for what is none, such as a name.
+    """
+    values = [] if label_ids is None else getattr(label_ids, "tolist", lambda: label_ids)()
+    if isinstance(values, str) or not isinstance(values, Iterable) or not all(map(is_whole, values := list(values))):
+        raise ValueError(f"label_ids_to_fuse={label_ids!r}: want class ids, a list of whole numbers")
+    return set(values)
+
 def post_process_panoptic_segmentation(
     outputs,                                   # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     threshold: float = 0.5,                    # only scores strictly above are kept
@@ -407,7 +427,7 @@ def post_process_panoptic_segmentation(
     overlap_mask_area_threshold: float = 0.8,  # a segment must keep more than this share of its mask
     label_ids_to_fuse: Collection[int] | None = None,  # classes whose masks are one segment (stuff): none
     target_sizes=None,                         # (B, 2) height, width of the original images; None: the masks' own size
-    pixel_mask: Tensor | None = None,          # (B, H, W) 1 where the image is real; None: everywhere
+    pixel_mask: Tensor | None = None,          # (B, H, W) 1 where the image is real; None: all cells of the masks
     compat: str | None = None,                 # "transformers": its result, its mistakes too
 ) -> list[dict]:
     """For each image `segmentation` (H, W) int32, 0 where no segment is, and `segments_info`: id
@@ -423,13 +443,14 @@ def post_process_panoptic_segmentation(
         label_ids_to_fuse (Collection[int] | None): classes whose masks are one segment (stuff):
             none
         target_sizes: (B, 2) height, width of the original images; None: the masks' own size
-        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: everywhere
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells of the
+            masks
         compat (str | None): "transformers": its result, its mistakes too
 
     Returns:
         list[dict]
     """
-    merge = merge_as_transformers if compat else merge_masks
+    merge, fused = merge_as_transformers if compat else merge_masks, ids_to_fuse(label_ids_to_fuse)
     result = []
     check_numbers(
         None, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
@@ -441,7 +462,7 @@ def post_process_panoptic_segmentation(
         resized: Any = resize(masks, output.size, output.cells)
         segmentation, segments = merge(
             resized, scores, labels.tolist(), mask_threshold, overlap_mask_area_threshold,
-            set(label_ids_to_fuse or ()),
+            fused,
         )
         result.append({"segmentation": segmentation, "segments_info": segments})
     return result

@@ -21,7 +21,7 @@ from . import post_processing
 from .boxes import box_xyxy_to_cxcywh
 from .config import setting_names
 from .data import detection_target, entry_faults, is_number, panoptic_target, raise_faults
-from .files import find_file, orientation, read_image, read_json, write_json
+from .files import caller_level, find_file, orientation, read_image, read_json, write_json
 from .transforms import is_edge, read_size, resize, resized_size, to_rgb_tensor
 
 if TYPE_CHECKING:
@@ -189,8 +189,6 @@ def read_annotations(
     Raises:
         ValueError: for an annotation of the other format.
     """
-    if format == "coco_panoptic" and masks_path is None:
-        raise ValueError("masks_path=None: want the folder of the panoptic PNGs")
     for i, annotation in enumerate(annotations):
         if not isinstance(annotation, dict) or not set(FORMATS[format]) <= set(annotation):
             found = (
@@ -200,9 +198,11 @@ def read_annotations(
                 f"annotations[{i}] has {found}: want a dict with {' and '.join(map(repr, FORMATS[format]))} ({format})"
             )
         raise_faults(entry_faults(annotation, (), f"annotations[{i}]"))
+        if format == "coco_panoptic" and masks_path is None and "masks_path" not in annotation:  # our items have it
+            raise ValueError("masks_path=None: want the folder of the panoptic PNGs")
     if format == "coco_panoptic":
         return [
-            panoptic_target(annotation, masks_path, height, width, masks is not False)
+            panoptic_target(annotation, masks_path or annotation.get("masks_path"), height, width, masks is not False)
             for annotation, (height, width) in zip(annotations, sizes)
         ]
     targets = [detection_target(a, h, w, bool(masks)) for a, (h, w) in zip(annotations, sizes)]
@@ -362,12 +362,12 @@ def warn_of_range(
         warnings.warn(
             f"an image of floating point numbers from {pixels.min():.3g} to {pixels.max():.3g} is divided by "
             f"{1 / factor:.5g}: it looks as if it had been rescaled or normalised before. If so, pass "
-            "do_rescale=False, and do_normalize=False where it was normalised", stacklevel=4,
+            "do_rescale=False, and do_normalize=False where it was normalised", stacklevel=caller_level(),
         )
     if normalize and not rescale and pixels.max() > 2:
         warnings.warn(
             "do_rescale=False, but the image has numbers over 2: it looks as if it were in 0…255. mean and std "
-            "are meant for 0…1", stacklevel=4,
+            "are meant for 0…1", stacklevel=caller_level(),
         )
 
 # %% ../nbs/32_processor.ipynb #89836316
@@ -860,7 +860,7 @@ class DetrFeatureExtractor(DetrImageProcessor):
     def __init__(self, *arguments, **settings):
         if not DetrFeatureExtractor.warned:
             warnings.warn(
-                "DetrFeatureExtractor is now called DetrImageProcessor", FutureWarning, stacklevel=2
+                "DetrFeatureExtractor is now called DetrImageProcessor", FutureWarning, stacklevel=caller_level()
             )
         DetrFeatureExtractor.warned = True
         super().__init__(*arguments, **settings)

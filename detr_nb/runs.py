@@ -9,6 +9,7 @@ import hashlib
 import os
 import pickle
 import random
+import re
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from .boxes import box_cxcywh_to_xyxy
 from .config import DetrConfig
 from .data import CocoDetection, CocoPanoptic, SceneDetection, first_three, is_whole
+from .files import read_log
 from detr_nb.visualization import (
     check_range, class_bars, class_colour, class_name, draw_box, grid, panels, show_axis, show_boxes, show_heat,
 )
@@ -222,7 +224,7 @@ def is_log(path: Path) -> bool:
     Returns:
         bool
     """
-    with open(path, encoding="utf-8", errors="replace") as file: return file.readline().startswith("step,")
+    with open(path, encoding="utf-8", errors="replace") as file: return file.readline().startswith("step,pictures,lr")
 
 def find_checkpoint(
     out: Path,     # folder of the run
@@ -241,18 +243,18 @@ def find_checkpoint(
         FileExistsError: for a run that is not to be resumed.
         FileNotFoundError: for one to be resumed that does not exist.
     """
-    path = out / "checkpoint.pt"
-    there = [
-        found for found in (path, out / "model", out / "log.csv", out / "best") if found.exists()
-    ]
-    begun = (out / "log.csv").exists() and ((out / ".lock").exists() or is_log(out / "log.csv"))  # Windows drops locks
-    interrupted = begun and not {path, out / "model", out / "best"} & {*there}  # a training before its first checkpoint
+    path, log = out / "checkpoint.pt", out / "log.csv"
+    kept = sorted(out.glob("checkpoint-*.pt"), key=lambda file: file.stat().st_mtime)
+    there = [found for found in (path, out / "model", log, out / "best", *kept) if found.exists()]
+    # a training before its first checkpoint, which is written after 500 steps at the latest
+    interrupted = there == [log] and is_log(log) and all(row["step"] <= 500 for row in read_log(log)[-1:])
     if there and not resume and not interrupted:
         raise FileExistsError(
             f"{there[0]} exists: pass resume=True (--resume) to go on, or choose another folder"
         )
     if resume and not path.exists():
         hint = ": this run ended before its first; start it again without resume" if interrupted else ""
+        if kept: hint = f": to go on from {kept[-1].name}, copy it to {path.name}"
         raise FileNotFoundError(f"{path}: no checkpoint to resume from{hint}")
     return path
 
@@ -283,7 +285,8 @@ def own_folder(
         except Timeout as error:
             raise ValueError(f"{out}: another training is writing there: want a folder for each") from error
         for place in (out, out / "model", out / "best") if rank == 0 else ():
-            for part in place.glob(".*.part*"): part.unlink()  # what a killed run had begun to write
+            for part in place.glob(".*.part*"):  # what a killed run had begun to write
+                if re.fullmatch(r"\..+\.\d+-\d+\.part(\.\w+)?", part.name): part.unlink()
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", r"labels\[.*targets for .* queries")  # said once, at the start
         yield

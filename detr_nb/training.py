@@ -950,10 +950,9 @@ def save_run(state: TrainState, path: Path, processor: DetrImageProcessor, keep:
     save_model(state.eval_model, processor, path.parent / "model")
     if not keep: return
     named = path.with_name(f"checkpoint-{state.step}.pt")
-    with atomic(named) as part:  # the same bytes under a second name, where the file system can do that
-        try: os.link(path, part)
-        except OSError: shutil.copyfile(path, part)
+    with atomic(named) as part: shutil.copyfile(path, part)  # no link: changing one in place leaves the other
     numbered = [file for file in path.parent.glob("checkpoint-*.pt") if file.stem[11:].isdecimal()]  # others are yours
+    numbered = [file for file in numbered if int(file.stem[11:]) <= state.step]
     for file in sorted(numbered, key=lambda file: int(file.stem[11:]))[:-keep]: file.unlink()
 
 class RunReport:
@@ -983,6 +982,9 @@ class RunReport:
         if state.step == 0: self.call_back()
         elif self.first: save_model(state.eval_model, processor, out / "model")  # a killed run may have lost it
         self.keep_best()  # and this
+        if self.first and state.best is not None and not (out / "best").exists():
+            gone = f"{out / 'best'} is gone: the next evaluation over {state.best:.3f} writes it again"
+            warnings.warn(gone, stacklevel=3)
 
     def write(self, lr: float, evaluate: bool) -> float:  # the mean loss since the last row
         """A row of log.csv and of the trackers, where `evaluate` is set with what the model finds

@@ -269,7 +269,7 @@ def test_row_11_a_training_takes_no_folder_of_another(tmp_path, there):
 
 def test_row_11_an_interrupted_start_begins_again(tmp_path):
     from detr_nb.runs import find_checkpoint
-    (tmp_path / "log.csv").write_text("step\n1\n")
+    (tmp_path / "log.csv").write_text("step,pictures,lr\n1,2,0.1\n")
     (tmp_path / ".lock").touch()
     assert find_checkpoint(tmp_path, resume=False) == tmp_path / "checkpoint.pt"
     with pytest.raises(FileNotFoundError, match="ended before its first; start it again without resume"): find_checkpoint(tmp_path, resume=True)

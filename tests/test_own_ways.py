@@ -1,10 +1,12 @@
 "Programs that train, match, save and run in ways of their own; other systems than the one that this was written on."
 import copy
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +19,10 @@ import detr_nb
 from detr_nb import (
     DetrConfig, DetrForObjectDetection, DetrForSegmentation, HungarianMatcher, Recipe, SceneDetection, evaluate, train,
 )
+from detr_nb.files import read_log
 from detr_nb.losses import DetrLoss, weighted_sum
 from detr_nb.pretraining import scenes_processor
-from detr_nb.training import check_run
+from detr_nb.training import RECIPES, check_run
 
 SHORT = Recipe(steps=2, batch_size=2, augment=False, evaluations=1)
 
@@ -338,3 +341,99 @@ def test_answers_on_another_device_are_drawn():
         def __array__(self, *args): raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
     assert np.array_equal(as_array(Elsewhere()), [1, 1]) and np.array_equal(as_array([1, 2]), [1, 2])
+
+
+# What two engineers met who had not seen the code: trainings on a cluster, and masks of batches.
+
+def short_run(out, steps=4, **more):
+    recipe = replace(RECIPES["scenes"], steps=steps, stop=None, batch_size=2, evaluations=2, query_groups=1)
+    model = DetrForObjectDetection.from_pretrained("scenes")
+    val = SceneDetection(2, seed=3, split="val")
+    return train(model, SceneDetection(4, seed=3), out, recipe, scenes_processor(), val, **more)
+
+
+def test_a_tidied_run_is_not_begun_again(tmp_path):
+    "Without checkpoint.pt, model and best, but with numbered checkpoints: which one to copy is said."
+    short_run(tmp_path, keep=3)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*") if path.is_file()}
+    (tmp_path / "checkpoint.pt").unlink()
+    for name in ("model", "best"): shutil.rmtree(tmp_path / name)
+    with pytest.raises(FileExistsError, match="log.csv exists"): short_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match="to go on from checkpoint-4.pt, copy it to checkpoint.pt"):
+        short_run(tmp_path, resume=True)
+    assert all((tmp_path / name).read_bytes() == data for name, data in before.items() if name != "checkpoint.pt")
+
+
+def test_numbered_checkpoints_are_copies(tmp_path):
+    "Copying an older one over checkpoint.pt leaves the newest as it is; numbers beyond this run's are not counted."
+    short_run(tmp_path, keep=2, stop_after=2)
+    (tmp_path / "checkpoint-20241130.pt").write_bytes(b"somebody's")
+    short_run(tmp_path, keep=2, resume=True)
+    newest = (tmp_path / "checkpoint-4.pt").read_bytes()
+    assert newest == (tmp_path / "checkpoint.pt").read_bytes() and (tmp_path / "checkpoint-2.pt").exists()
+    (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint-2.pt").read_bytes())  # in place, as cp does
+    assert (tmp_path / "checkpoint-4.pt").read_bytes() == newest and (tmp_path / "checkpoint-20241130.pt").exists()
+
+
+def test_somebodys_files_in_a_folder_stay(tmp_path):
+    hidden = [tmp_path / name for name in (".thesis.pdf.part", ".my.particles.csv")]
+    for path in hidden: path.write_text("mine")
+    (tmp_path / ".x.parts").mkdir()
+    left = tmp_path / ".checkpoint.26438-140326113570368.part.pt"
+    left.write_bytes(b"half")
+    short_run(tmp_path, stop_after=1)
+    assert all(path.read_text() == "mine" for path in hidden) and (tmp_path / ".x.parts").is_dir() and not left.exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "log.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(FileExistsError, match="log.csv exists"): short_run(other)
+    assert (other / "log.csv").read_text() == "step,loss\n1,2\n"
+
+
+def test_what_is_gone_from_a_run_is_said(tmp_path):
+    short_run(tmp_path, stop_after=2)
+    (tmp_path / "log.csv").unlink()
+    shutil.rmtree(tmp_path / "best")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"evaluated": 1}, tmp_path / "checkpoint.pt")  # the best was at an earlier step
+    with pytest.warns(UserWarning) as caught: short_run(tmp_path, resume=True)
+    said = [str(warning.message) for warning in caught]
+    assert any("log.csv is gone: a new one begins after step 2" in text for text in said)
+    assert any("best is gone: the next evaluation over" in text for text in said)
+    assert [row["step"] for row in read_log(tmp_path / "log.csv")] == [3, 4]
+
+
+def test_models_tell_device_dtype_and_size():
+    model = DetrForObjectDetection.from_pretrained("scenes")
+    assert model.device == torch.device("cpu") and model.dtype == torch.float32 and model.half().dtype == torch.float16
+    assert model.num_parameters() == sum(p.numel() for p in model.parameters())
+    queries = model.model.query_position_embeddings.weight.numel()
+    assert model.num_parameters(exclude_embeddings=True) == model.num_parameters() - queries
+    model.freeze_backbone()
+    assert 0 < model.num_parameters(only_trainable=True) < model.num_parameters()
+    with pytest.raises(TypeError, match=r"torch_dtype: no such field .* write .to\(device, dtype\) after opening"):
+        DetrForObjectDetection.from_pretrained("scenes", torch_dtype=torch.float16)
+
+
+def test_masks_of_a_batch_as_people_ask_for_them(tmp_path):
+    from detr_nb import CocoPanoptic, DetrImageProcessor, make_scenes
+    processor = DetrImageProcessor.from_pretrained("scenes")
+    torch.manual_seed(0)
+    said = SimpleNamespace(logits=torch.randn(2, 5, 14) * 4, pred_masks=torch.randn(2, 5, 64, 66))
+    sizes = [(128, 128), (128, 132)]  # four columns of padding
+    with pytest.warns(UserWarning, match="image 0 of 128 × 128: pass pixel_mask=") as caught:
+        processor.post_process_instance_segmentation(said, target_sizes=sizes)
+    assert caught[0].filename == __file__
+    mask = torch.ones(2, 128, 132)
+    mask[0, :, 128:] = 0
+    panoptic = partial(processor.post_process_panoptic_segmentation, said, target_sizes=sizes)
+    for fuse in ([9, 10], np.array([9, 10]), torch.tensor([9, 10]), {9, 10}):
+        one, other = panoptic(pixel_mask=mask, label_ids_to_fuse=fuse), panoptic(pixel_mask=mask.numpy(), label_ids_to_fuse=[9, 10])
+        assert all(torch.equal(a["segmentation"], b["segmentation"]) for a, b in zip(one, other))
+    for wrong in (["sky"], 9, "sky", [1.5]):
+        with pytest.raises(ValueError, match="label_ids_to_fuse=.*: want class ids"):
+            panoptic(pixel_mask=mask, label_ids_to_fuse=wrong)
+    make_scenes(tmp_path, val=1)
+    image, annotation = CocoPanoptic(tmp_path / "val", tmp_path / "panoptic_val", tmp_path / "annotations" / "panoptic_val.json")[0]
+    batch = processor(image, annotations=annotation, format="coco_panoptic", return_tensors="pt")
+    assert batch.labels[0]["masks"].shape[0] == len(annotation["segments_info"])
