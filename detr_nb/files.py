@@ -156,7 +156,9 @@ class Log:
         self.path = folder / "log.csv"
         if gone := step > 0 and not self.path.exists():
             warnings.warn(f"{self.path} is gone: a new one begins after step {step}", stacklevel=caller_level())
-        self._begin([] if gone or not step else [row for row in read_log(self.path) if row["step"] <= step])
+        self._begin(
+            [] if gone or not step else [row for row in read_log(self.path) if row["step"] <= step]
+        )
 
     def _begin(self, rows: list[dict[str, float]]) -> None:
         self.columns = tuple(

@@ -243,19 +243,23 @@ def _warn_of_padding(
     sizes: Sequence[tuple[int, int]],  # height, width of every image of a batch
     canvas: Sequence[int],             # (h, w) of the masks
 ) -> None:
-    "One warning for images of different shapes whose masks lie on one canvas, where nothing says on which part of it."
-    off = [i for i, (h, w) in enumerate(sizes) if abs(h * canvas[1] - w * canvas[0]) > 1.5 * max(h, w)]
+    """One warning for images of different shapes whose masks lie on one canvas, where nothing says on
+    which part of it."""
+    off = [
+        i for i, (h, w) in enumerate(sizes) if abs(h * canvas[1] - w * canvas[0]) > 1.5 * max(h, w)
+    ]
     if not off or len({h / w for h, w in sizes}) == 1: return
     warnings.warn(
-        f"masks of {canvas[0]} × {canvas[1]} are stretched to images of other shapes, such as image {off[0]} of "
-        f"{sizes[off[0]][0]} × {sizes[off[0]][1]}: pass pixel_mask=inputs.pixel_mask, or padding becomes part of them",
+        f"masks of {canvas[0]} × {canvas[1]} are stretched to images of other shapes, such as image "
+        f"{off[0]} of {sizes[off[0]][0]} × {sizes[off[0]][1]}: pass pixel_mask=inputs.pixel_mask, or "
+        "padding becomes part of them",
         stacklevel=caller_level(),
     )
 
 def split_outputs(
     outputs,                           # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     target_sizes=None,                 # (B, 2) height, width; None: the masks' own
-    pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: all cells of the masks
+    pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: all cells
     compat: str | None = None,         # "transformers": the padding stays
 ) -> list[ImageOutput]:
     """A batch, image by image.
@@ -263,8 +267,7 @@ def split_outputs(
     Args:
         outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
         target_sizes: (B, 2) height, width; None: the masks' own
-        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells of the
-            masks
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells
         compat (str | None): "transformers": the padding stays
 
     Returns:
@@ -281,8 +284,11 @@ def split_outputs(
     if not len(logits) == len(masks) == len(real):
         counts = f"{len(logits)} logits, {len(masks)} pred_masks"
         raise ValueError(f"{counts} and a pixel_mask of {len(real)} images: want as many")
-    sizes: list[Any] = [None] * len(masks) if target_sizes is None else integer_sizes(target_sizes, len(masks))
-    if pixel_mask is None and target_sizes is not None and not compat: _warn_of_padding(sizes, masks.shape[-2:])
+    sizes: list[Any] = (
+        [None] * len(masks) if target_sizes is None else integer_sizes(target_sizes, len(masks))
+    )
+    if pixel_mask is None and target_sizes is not None and not compat:
+        _warn_of_padding(sizes, masks.shape[-2:])
     cells = [None if part is None else valid_cells(part, masks.shape[-2:]) for part in real]
     return [ImageOutput(*one) for one in zip(logits, masks, sizes, cells)]
 
@@ -347,7 +353,7 @@ def class_map(
 def post_process_semantic_segmentation(
     outputs,                           # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
     target_sizes=None,                 # (B, 2) height, width of the original images; None: the masks' own size
-    pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: all cells of the masks
+    pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: all cells
 ) -> list[Tensor]:                     # (H, W) int64 each
     """For each image the class of every pixel: masks vote with their probability times their
     classes'.
@@ -355,8 +361,7 @@ def post_process_semantic_segmentation(
     Args:
         outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
         target_sizes: (B, 2) height, width of the original images; None: the masks' own size
-        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells of the
-            masks
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells
 
     Returns:
         list[Tensor]: (H, W) int64 each
@@ -416,7 +421,8 @@ def ids_to_fuse(label_ids: Any) -> set[int]:
         ValueError: for what is none, such as a name.
     """
     values = [] if label_ids is None else getattr(label_ids, "tolist", lambda: label_ids)()
-    if isinstance(values, str) or not isinstance(values, Iterable) or not all(map(is_whole, values := list(values))):
+    values = list(values) if isinstance(values, Iterable) else [None]
+    if not all(map(is_whole, values)):
         raise ValueError(f"label_ids_to_fuse={label_ids!r}: want class ids, a list of whole numbers")
     return set(values)
 
@@ -427,7 +433,7 @@ def post_process_panoptic_segmentation(
     overlap_mask_area_threshold: float = 0.8,  # a segment must keep more than this share of its mask
     label_ids_to_fuse: Collection[int] | None = None,  # classes whose masks are one segment (stuff): none
     target_sizes=None,                         # (B, 2) height, width of the original images; None: the masks' own size
-    pixel_mask: Tensor | None = None,          # (B, H, W) 1 where the image is real; None: all cells of the masks
+    pixel_mask: Tensor | None = None,          # (B, H, W) 1 where the image is real; None: all cells
     compat: str | None = None,                 # "transformers": its result, its mistakes too
 ) -> list[dict]:
     """For each image `segmentation` (H, W) int32, 0 where no segment is, and `segments_info`: id
@@ -443,8 +449,7 @@ def post_process_panoptic_segmentation(
         label_ids_to_fuse (Collection[int] | None): classes whose masks are one segment (stuff):
             none
         target_sizes: (B, 2) height, width of the original images; None: the masks' own size
-        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells of the
-            masks
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells
         compat (str | None): "transformers": its result, its mistakes too
 
     Returns:

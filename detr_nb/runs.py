@@ -247,7 +247,9 @@ def find_checkpoint(
     kept = sorted(out.glob("checkpoint-*.pt"), key=lambda file: file.stat().st_mtime)
     there = [found for found in (path, out / "model", log, out / "best", *kept) if found.exists()]
     # a training before its first checkpoint, which is written after 500 steps at the latest
-    interrupted = there == [log] and is_log(log) and all(row["step"] <= 500 for row in read_log(log)[-1:])
+    interrupted = (
+        there == [log] and is_log(log) and all(row["step"] <= 500 for row in read_log(log)[-1:])
+    )
     if there and not resume and not interrupted:
         raise FileExistsError(
             f"{there[0]} exists: pass resume=True (--resume) to go on, or choose another folder"

@@ -983,7 +983,9 @@ class RunReport:
         elif self.first: save_model(state.eval_model, processor, out / "model")  # a killed run may have lost it
         self.keep_best()  # and this
         if self.first and state.best is not None and not (out / "best").exists():
-            gone = f"{out / 'best'} is gone: the next evaluation over {state.best:.3f} writes it again"
+            gone = (
+                f"{out / 'best'} is gone: the next evaluation over {state.best:.3f} writes it again"
+            )
             warnings.warn(gone, stacklevel=3)
 
     def write(self, lr: float, evaluate: bool) -> float:  # the mean loss since the last row
