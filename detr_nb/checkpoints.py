@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .config import DetrConfig
 from .data import is_inside
-from .files import EMBEDDED, atomic, find_file, read_json
+from .files import EMBEDDED, atomic, caller_level, find_file, read_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -242,7 +242,7 @@ def load_weights(
     fresh = {k for k in missing if k.startswith(optional_parts)}
     if fresh and not any(k.startswith(optional_parts) for k in state):
         parts = ", ".join(sorted({k.split(".")[0] for k in fresh}))
-        warnings.warn(f"begun afresh, for {source} does not have them: {parts}", stacklevel=3)
+        warnings.warn(f"begun afresh, for {source} does not have them: {parts}", stacklevel=caller_level())
         missing -= fresh
     vars(model)["begun_afresh"] = {k.split(".")[0] for k in fresh}  # parts that no weights were found for
     some = lambda names: (
@@ -262,7 +262,7 @@ def load_weights(
             "these afresh"
         )
     if wrong:
-        warnings.warn(f"begun afresh, for {source} has other shapes: {shapes}", stacklevel=3)
+        warnings.warn(f"begun afresh, for {source} has other shapes: {shapes}", stacklevel=caller_level())
     model.load_state_dict({k: v for k, v in state.items() if k not in wrong}, strict=False)
     return model
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import find_file, read_json, write_json
+from .files import caller_level, find_file, read_json, write_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -502,7 +502,7 @@ class DetrConfig:
             warnings.warn(
                 "auxiliary_loss=true in a config that transformers wrote: its decoder fed normed states "
                 "on, so decoder_renormalize=True keeps its numbers",
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
         read = apply_changes(fields_from_public(values), changes)
         config = cls(**{k: v for k, v in read.items() if k in names})

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .boxes import box_iou, masks_to_boxes
-from .files import read_image, read_json
+from .files import caller_level, read_image, read_json
 from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
 
 # %% auto #0
@@ -611,12 +611,12 @@ def check_boxes(
         first = ids[int(which.argmax())]
         warnings.warn(
             f"{source}: {which.sum()} of {which.size} boxes {what}, the first in image {first}",
-            stacklevel=4,
+            stacklevel=caller_level(),
         )
     if looks:
         warnings.warn(
             f"{source}: the boxes look like {looks}; want x, y, width, height in pixels",
-            stacklevel=4,
+            stacklevel=caller_level(),
         )
 
 def find_missing(
@@ -642,7 +642,7 @@ def find_missing(
     some = first_three([f"image {i}: {path}" for i, path in lost.items()])
     found = f"{source}: {len(lost)} of {len(paths)} images have no such file: {some}"
     if not skip: raise FileNotFoundError(f"{found}. skip_missing=True (--skip-missing) leaves them out")
-    warnings.warn(f"{found}. They are left out", stacklevel=4)
+    warnings.warn(f"{found}. They are left out", stacklevel=caller_level())
     return set(lost)
 
 # %% ../nbs/93_data.ipynb #41b0717e
@@ -712,7 +712,7 @@ def read_entry(
             warnings.warn(
                 f"{path}: EXIF orientation {turn}, and its entry fits both as stored and turned. It is turned "
                 "upright, as viewers show it; so are all others like it. If the annotations were made for the "
-                "stored pixels, remove the orientation from the files", stacklevel=3,
+                "stored pixels, remove the orientation from the files", stacklevel=caller_level(),
             )
         unsure.append(path)
     return image
@@ -957,7 +957,8 @@ def read_panoptic_file(
     )
     if bare := sorted({image["id"] for image in data["images"]} - set(annotated)):
         warnings.warn(
-            f"{path}: images without annotation are left out: {len(bare)}, the first is {bare[0]}", stacklevel=2
+            f"{path}: images without annotation are left out: {len(bare)}, the first is {bare[0]}",
+            stacklevel=caller_level()
         )
     return data
 

@@ -26,7 +26,7 @@ from detr_nb.data import (
     COCO_KEYS, CocoDetection, CocoPanoptic, Fault, detection_target, file_faults, first_three, raise_faults,
     read_entry, repeated,
 )
-from .files import orientation, read_image, read_json, upright_size, write_json
+from .files import caller_level, orientation, read_image, read_json, upright_size, write_json
 from .visualization import grid, show_boxes
 
 # %% auto #0
@@ -179,12 +179,16 @@ def write_coco(
     lost = [message for kind, message in faults if kind == "image"]
     if lost and not skip_missing:
         raise FileNotFoundError(f"{len(lost)} of {len(table)} images are not there: {first_three(lost)}")
-    if lost: warnings.warn(f"{len(lost)} images are not there and are left out: {first_three(lost)}", stacklevel=2)
+    if lost:
+        warnings.warn(
+            f"{len(lost)} images are not there and are left out: {first_three(lost)}",
+            stacklevel=caller_level(),
+        )
     raise_faults((fault for fault in faults if fault[0] != "image"), f"the table for {path.name}")
     if unsure:
         warnings.warn(
             f"{len(unsure)} images have an EXIF orientation, and their boxes fit both as stored and turned: taken as "
-            f"drawn on the upright images, as viewers show them. The first is {unsure[0]}", stacklevel=2,
+            f"drawn on the upright images, as viewers show them. The first is {unsure[0]}", stacklevel=caller_level(),
         )
     images = [
         {"id": i, "file_name": name, "width": width, "height": height}
@@ -544,7 +548,11 @@ def pair_labels(
             [path for path in found if not _is_image(path) and _sounds_like_image(path)],
     }
     for words, paths in said.items():
-        if paths: warnings.warn(f"{len(paths)} {words}: {first_three(list(map(str, paths)))}", stacklevel=3)
+        if paths:
+            warnings.warn(
+                f"{len(paths)} {words}: {first_three(list(map(str, paths)))}",
+                stacklevel=caller_level(),
+            )
     return pairs
 
 def _entry_size(path: Path, said: tuple[int, int] | None) -> tuple[int, int]:
@@ -611,7 +619,7 @@ def _read_objects(
         raise ValueError(f"a corner is {least:g}: want first=0 or first=1 (--first-pixel)")
     if first is None and least < 1:
         warnings.warn(
-            f"a corner is {least:g}: all are taken as counted from 0, not from 1", stacklevel=3
+            f"a corner is {least:g}: all are taken as counted from 0, not from 1", stacklevel=caller_level()
         )
     start = first if first is not None else int(least >= 1)
     read = lambda own, size: (

@@ -133,7 +133,8 @@ def caller_level() -> int:
         int
     """
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("detr_nb."):
+    passed = "detr_nb", "torch", "contextlib"  # a model is called through PyTorch, a function through a decorator
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).split(".")[0] in passed:
         frame, level = frame.f_back, level + 1
     return level
 
@@ -212,7 +213,7 @@ def to_rgb(
             name = getattr(image, "filename", "") or "an image"  # Pillow keeps the name of what it opened
             found = f"{name}: sixteen bits (mode {image.mode}) with no number over {most}, which is nearly black"
             warnings.warn(
-                f"{found}: if it has fewer bits, scale them up, or save it in mode L", stacklevel=2
+                f"{found}: if it has fewer bits, scale them up, or save it in mode L", stacklevel=caller_level()
             )
         image = Image.fromarray((numbers // 257).astype(np.uint8))
     if image.mode == "La": image = image.convert("LA")  # which Pillow cannot do in one step
@@ -284,7 +285,7 @@ def read_image(
         with Image.open(path) as file:
             info = {"stored": file.size, "upright": upright_size(file), "orientation": orientation(file)}
             pages = getattr(file, "n_frames", 1) if file.format != "MPO" else 1  # a camera's second view is no page
-            if pages > 1: warnings.warn(f"{path}: {pages} pages, of which the first is read", stacklevel=2)
+            if pages > 1: warnings.warn(f"{path}: {pages} pages, of which the first is read", stacklevel=caller_level())
             image = convert(
                 file if size is not None and info["upright"] != size == file.size else upright(file)
             )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .boxes import box_cxcywh_to_xyxy, paired_giou
+from .files import caller_level
 
 # %% ../nbs/13_matcher.ipynb #5a603485
 def at_least_float32(x: Tensor) -> Tensor:
@@ -313,5 +314,5 @@ def check_targets(
         warnings.warn(
             f"labels[{counts.index(max(counts))}] has {max(counts)} targets for {num_queries} queries: "
             "some stay unmatched; raise num_queries",
-            stacklevel=4,
+            stacklevel=caller_level(),
         )

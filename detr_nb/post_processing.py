@@ -25,7 +25,7 @@ from .panoptic import look_up, merge_masks, running_max
 
 # %% auto #0
 __all__ = [
-    "post_process_object_detection", "post_process_semantic_segmentation", "ids_to_fuse",
+    "post_process_object_detection", "post_process_semantic_segmentation",
     "post_process_panoptic_segmentation", "to_rle", "post_process_instance_segmentation",
     "post_process_segmentation", "post_process_instance", "post_process_panoptic"
 ]
@@ -408,18 +408,8 @@ def enlarge_each(
             yield y.addcmul_(x.index_select(0, below).sub_(y), down[:, None])
 
 # %% ../nbs/31_post_processing.ipynb #6da25b50
-def ids_to_fuse(label_ids: Any) -> set[int]:
-    """Class ids in any form.
-
-    Args:
-        label_ids (Any)
-
-    Returns:
-        set[int]
-
-    Raises:
-        ValueError: for what is none, such as a name.
-    """
+def _ids_to_fuse(label_ids: Any) -> set[int]:
+    "Class ids in any form. `ValueError` for what is none, such as a name."
     values = [] if label_ids is None else getattr(label_ids, "tolist", lambda: label_ids)()
     values = list(values) if isinstance(values, Iterable) else [None]
     if not all(map(is_whole, values)):
@@ -455,7 +445,7 @@ def post_process_panoptic_segmentation(
     Returns:
         list[dict]
     """
-    merge, fused = merge_as_transformers if compat else merge_masks, ids_to_fuse(label_ids_to_fuse)
+    merge, fused = merge_as_transformers if compat else merge_masks, _ids_to_fuse(label_ids_to_fuse)
     result = []
     check_numbers(
         None, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold

@@ -216,7 +216,7 @@ def read_annotations(
         )
         warnings.warn(
             f"boxes without area inside their image are left out: {sum(lost)}, the first in image {first}",
-            stacklevel=3,
+            stacklevel=caller_level(),
         )
     return targets
 
@@ -747,7 +747,7 @@ class DetrImageProcessor:
             warnings.warn(
                 f"{len(turned)} of {len(images)} images have an EXIF orientation and are turned upright, as viewers "
                 f"show them; the first is image {turned[0]}. Boxes, masks and target_sizes refer to the upright image",
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
         tensors = [processor.to_tensor(image, channels_first) for image in images]
         targets = [None] * len(images) if annotations is None else read_annotations(

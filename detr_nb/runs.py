@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from .boxes import box_cxcywh_to_xyxy
 from .config import DetrConfig
 from .data import CocoDetection, CocoPanoptic, SceneDetection, first_three, is_whole
-from .files import read_log
+from .files import caller_level, read_log
 from detr_nb.visualization import (
     check_range, class_bars, class_colour, class_name, draw_box, grid, panels, show_axis, show_boxes, show_heat,
 )
@@ -474,7 +474,7 @@ def warn_of_crowded(num_queries: int, dataset: Any) -> None:
         warnings.warn(
             f"{len(crowded)} of {len(dataset)} images have more objects than the model has queries ({num_queries}): "
             f"{first_three(crowded)}. Those over the number are never found; num_queries={max(counts.values())} "
-            f"(--queries {max(counts.values())}) or more has a place for all", stacklevel=5,
+            f"(--queries {max(counts.values())}) or more has a place for all", stacklevel=caller_level(),
         )
 
 # %% ../nbs/99_runs.ipynb #badday414

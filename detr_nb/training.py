@@ -37,7 +37,7 @@ from detr_nb.detector import (
     DetrForObjectDetection, evaluating, image_tokens, learned_states, predict_from, transform,
 )
 from .evaluation import CocoEvaluator, metrics
-from .files import Log, atomic
+from .files import Log, atomic, caller_level
 from .losses import Divisors, gather_objects, rank_and_world
 from .mask_head import DetrForSegmentation
 from .pretraining import init_scenes_detector, scenes_processor
@@ -697,7 +697,7 @@ def warn_of_rates(recipe: Recipe, images: int) -> None:
     warnings.warn(
         f"lr={recipe.lr:g} and backbone_lr={recipe.backbone_lr:g} are the rates of COCO's recipe, for 118,287 images "
         f"and 300 passes; this dataset has {images}. Compare a few (--lr, --backbone-lr) by their AP on the val split",
-        stacklevel=5,
+        stacklevel=caller_level(),
     )
 
 def check_run(
@@ -766,7 +766,7 @@ def check_class(detector: Any) -> None:
     if type(detector).forward is not base.forward:
         warnings.warn(
             f"{type(detector).__name__}.forward is not called in training, which goes through its parts and `loss`: "
-            "what it adds to the loss belongs into `loss`", stacklevel=5,
+            "what it adds to the loss belongs into `loss`", stacklevel=caller_level(),
         )
 
 def evaluation_steps(recipe: Recipe, steps: int, watched: bool = False) -> set[int]:
@@ -919,7 +919,7 @@ def warn_of_collapse(model: Any, batch: BatchFeature, before: str | None, step: 
     if found and found == before and step >= 200:  # at first every network is like that
         warnings.warn(
             f"step {step}: {found}, as at the evaluation before. Draw the targets (`detr-nb data check`); then try a "
-            "lower rate (--lr), more steps, or a start from a trained model (--model)", stacklevel=4,
+            "lower rate (--lr), more steps, or a start from a trained model (--model)", stacklevel=caller_level(),
         )
     return found
 
@@ -986,7 +986,7 @@ class RunReport:
             gone = (
                 f"{out / 'best'} is gone: the next evaluation over {state.best:.3f} writes it again"
             )
-            warnings.warn(gone, stacklevel=3)
+            warnings.warn(gone, stacklevel=caller_level())
 
     def write(self, lr: float, evaluate: bool) -> float:  # the mean loss since the last row
         """A row of log.csv and of the trackers, where `evaluate` is set with what the model finds
