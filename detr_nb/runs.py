@@ -394,7 +394,9 @@ def naming_errors(what: str) -> Iterator[None]:
         Iterator[None]
     """
     try: yield
-    except OSError: raise  # it names a file
+    except OSError as error:
+        if error.filename is not None: raise  # it names a file
+        raise OSError(f"{what}: {error}") from error
     except Exception as error:
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"{what}: {type(error).__name__}: {error}") from error

@@ -232,6 +232,20 @@ class Filtered(Kept):
         return image, target | {"annotations": target["annotations"][::-2]}
 
 
+class Truncated(Kept):
+    "One of its images cannot be read, and the error names no file."
+    def __getitem__(self, index):
+        if index == 2: raise OSError("image file is truncated")
+        return super().__getitem__(index)
+
+
+def test_an_image_that_a_dataset_cannot_read_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"dataset\[2\]: image file is truncated"):
+        evaluate(tiny(), Truncated(), scenes_processor(), progress=False)
+    with pytest.raises(OSError, match=r"dataset\[2\]: image file is truncated"):
+        train(tiny(), Truncated(), tmp_path / "run", SHORT, scenes_processor())
+
+
 def test_a_dataset_may_leave_annotations_out():
     assert evaluate(tiny(), Filtered(), scenes_processor(), progress=False)["all"]["AP"] >= 0
 
