@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = [
-    "DetrHungarianMatcher", "at_least_float32", "matching_cost", "assign", "PackedTargets",
-    "pack_targets", "unpack_targets", "NotFinite", "HungarianMatcher"
+    "DetrHungarianMatcher", "PackedTargets", "pack_targets", "unpack_targets", "at_least_float32",
+    "matching_cost", "assign", "NotFinite", "HungarianMatcher"
 ]
 
 # %% ../nbs/13_matcher.ipynb #16038424
@@ -18,73 +18,6 @@ from torch import Tensor, nn
 
 from .boxes import box_cxcywh_to_xyxy, paired_giou
 from .files import caller_level
-
-# %% ../nbs/13_matcher.ipynb #5a603485
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision is too coarse for a loss.
-
-    Args:
-        x (Tensor)
-
-    Returns:
-        Tensor
-    """
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-def matching_cost(
-    logits: Tensor,        # (…, N, C + 1) the last class is no-object
-    boxes: Tensor,         # (…, N, 4) centre and size in 0…1
-    class_labels: Tensor,  # (…, T) int64
-    targets: Tensor,       # (…, T, 4) centre and size in 0…1
-    class_cost: float = 1, bbox_cost: float = 5, giou_cost: float = 2,
-) -> Tensor:               # (…, N, T)
-    """What it costs to give target t to query n: −probability of its class, + L1 distance, − GIoU
-    (paper, section 3.1).
-
-    Args:
-        logits (Tensor): (…, N, C + 1) the last class is no-object
-        boxes (Tensor): (…, N, 4) centre and size in 0…1
-        class_labels (Tensor): (…, T) int64
-        targets (Tensor): (…, T, 4) centre and size in 0…1
-        class_cost (float): Defaults to 1.
-        bbox_cost (float): Defaults to 5.
-        giou_cost (float): Defaults to 2.
-
-    Returns:
-        Tensor: (…, N, T)
-    """
-    logits, boxes = at_least_float32(logits), at_least_float32(boxes)
-    targets = targets.to(boxes.dtype)
-    labels = class_labels[..., None, :].expand(*logits.shape[:-1], -1)
-    probability = logits.softmax(-1).gather(-1, labels)
-    distance = torch.cdist(boxes, targets, p=1)
-    giou = paired_giou(
-        box_cxcywh_to_xyxy(boxes)[..., :, None, :], box_cxcywh_to_xyxy(targets)[..., None, :, :]
-    )
-    return bbox_cost * distance - class_cost * probability - giou_cost * giou
-
-# %% ../nbs/13_matcher.ipynb #be8bda41
-def assign(
-    cost: Tensor,            # (G, N, T) one matrix an image (and layer), targets padded to T
-    num_targets: list[int],  # of each of the G
-) -> list[tuple[Tensor, Tensor]]:
-    """The cheapest one-to-one assignment of each matrix: indices of queries and of targets, both
-    int64, queries ascending. One transfer to the host.
-
-    Args:
-        cost (Tensor): (G, N, T) one matrix an image (and layer), targets padded to T
-        num_targets (list[int]): of each of the G
-
-    Returns:
-        list[tuple[Tensor, Tensor]]
-    """
-    from scipy.optimize import linear_sum_assignment
-    pairs = [
-        linear_sum_assignment(matrix[:, :n]) for matrix, n in zip(cost.detach().cpu().numpy(), num_targets)
-    ]
-    return [
-        (torch.from_numpy(rows).long(), torch.from_numpy(columns).long()) for rows, columns in pairs
-    ]
 
 # %% ../nbs/13_matcher.ipynb #e5ab8a3d
 class PackedTargets(NamedTuple):
@@ -149,83 +82,6 @@ def unpack_targets(targets: PackedTargets) -> list[dict[str, Tensor]]:
     return [
         {"class_labels": labels[:count], "boxes": boxes[:count]} for count, labels, boxes in rows
     ]
-
-# %% ../nbs/13_matcher.ipynb #6cfa00e9
-class NotFinite(ValueError, FloatingPointError):
-    "Predictions with NaN or infinity among them."
-
-class HungarianMatcher(nn.Module):
-    """One query for each target, at the least total cost (paper, section 3.1; the original's
-    `models/matcher.py`).
-
-    Args:
-        class_cost (float): weight of −probability. Defaults to 1.
-        bbox_cost (float): weight of the L1 distance (0…1 coordinates). Defaults to 1.
-        giou_cost (float): weight of −GIoU. Defaults to 1.
-
-    Raises:
-        ValueError: if all three weights are 0.
-    """
-    def __init__(
-        self,
-        class_cost: float = 1,  # weight of −probability
-        bbox_cost: float = 1,   # weight of the L1 distance (0…1 coordinates)
-        giou_cost: float = 1,   # weight of −GIoU
-    ):
-        super().__init__()
-        if not (class_cost or bbox_cost or giou_cost):
-            raise ValueError("class_cost, bbox_cost and giou_cost are all 0: want at least one that is not")
-        self.class_cost, self.bbox_cost, self.giou_cost = class_cost, bbox_cost, giou_cost
-
-    @torch.no_grad()
-    def match_layers(
-        self,
-        logits: Tensor,  # (L, B, N, C + 1)
-        boxes: Tensor,   # (L, B, N, 4)
-        targets: Sequence[Mapping[str, Tensor]] | PackedTargets,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """The matching of every layer and image, layer by layer: L·B pairs of indices.
-
-        Args:
-            logits (Tensor): (L, B, N, C + 1)
-            boxes (Tensor): (L, B, N, 4)
-            targets (Sequence[Mapping[str, Tensor]] | PackedTargets)
-
-        Returns:
-            list[tuple[Tensor, Tensor]]
-
-        Raises:
-            ValueError: for predictions that are not finite; for targets as `pack_targets`.
-        """
-        packed = pack_targets(targets, logits)
-        cost = matching_cost(
-            logits, boxes, packed.labels, packed.boxes, self.class_cost, self.bbox_cost, self.giou_cost
-        )
-        if not cost.isfinite().all():
-            raise NotFinite(
-                "the predictions are not finite (NaN or infinity in logits or pred_boxes): "
-                "look at the batch; if it is sound, training has diverged: try a lower rate or gradient clipping"
-            )
-        return assign(cost.flatten(0, 1), packed.counts * len(logits))
-
-    def forward(
-        self,
-        outputs: Mapping[str, Tensor],            # logits (B, N, C + 1), pred_boxes (B, N, 4) centre and size in 0…1
-        targets: Sequence[Mapping[str, Tensor]],  # B of: class_labels (T,), boxes (T, 4)
-    ) -> list[tuple[Tensor, Tensor]]:             # B of: indices of queries, indices of targets
-        """The matching of each image.
-
-        Args:
-            outputs (Mapping[str, Tensor]): logits (B, N, C + 1), pred_boxes (B, N, 4) centre and
-                size in 0…1
-            targets (Sequence[Mapping[str, Tensor]]): B of: class_labels (T,), boxes (T, 4)
-
-        Returns:
-            list[tuple[Tensor, Tensor]]: B of: indices of queries, indices of targets
-        """
-        return self.match_layers(outputs["logits"][None], outputs["pred_boxes"][None], targets)
-
-DetrHungarianMatcher = HungarianMatcher
 
 # %% ../nbs/13_matcher.ipynb #4d5426eb
 def _check_form(target: Mapping[str, Tensor], name: str) -> None:
@@ -316,3 +172,147 @@ def check_targets(
             "some stay unmatched; raise num_queries",
             stacklevel=caller_level(),
         )
+
+# %% ../nbs/13_matcher.ipynb #5a603485
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision is too coarse for a loss.
+
+    Args:
+        x (Tensor)
+
+    Returns:
+        Tensor
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+def matching_cost(
+    logits: Tensor,        # (…, N, C + 1) the last class is no-object
+    boxes: Tensor,         # (…, N, 4) centre and size in 0…1
+    class_labels: Tensor,  # (…, T) int64
+    targets: Tensor,       # (…, T, 4) centre and size in 0…1
+    class_cost: float = 1, bbox_cost: float = 5, giou_cost: float = 2,
+) -> Tensor:               # (…, N, T)
+    """What it costs to give target t to query n: −probability of its class, + L1 distance, − GIoU
+    (paper, section 3.1).
+
+    Args:
+        logits (Tensor): (…, N, C + 1) the last class is no-object
+        boxes (Tensor): (…, N, 4) centre and size in 0…1
+        class_labels (Tensor): (…, T) int64
+        targets (Tensor): (…, T, 4) centre and size in 0…1
+        class_cost (float): Defaults to 1.
+        bbox_cost (float): Defaults to 5.
+        giou_cost (float): Defaults to 2.
+
+    Returns:
+        Tensor: (…, N, T)
+    """
+    logits, boxes = at_least_float32(logits), at_least_float32(boxes)
+    targets = targets.to(boxes.dtype)
+    labels = class_labels[..., None, :].expand(*logits.shape[:-1], -1)
+    probability = logits.softmax(-1).gather(-1, labels)
+    distance = torch.cdist(boxes, targets, p=1)
+    giou = paired_giou(
+        box_cxcywh_to_xyxy(boxes)[..., :, None, :], box_cxcywh_to_xyxy(targets)[..., None, :, :]
+    )
+    return bbox_cost * distance - class_cost * probability - giou_cost * giou
+
+# %% ../nbs/13_matcher.ipynb #be8bda41
+def assign(
+    cost: Tensor,            # (G, N, T) one matrix an image (and layer), targets padded to T
+    num_targets: list[int],  # of each of the G
+) -> list[tuple[Tensor, Tensor]]:
+    """The cheapest one-to-one assignment of each matrix: indices of queries and of targets, both
+    int64, queries ascending. One transfer to the host.
+
+    Args:
+        cost (Tensor): (G, N, T) one matrix an image (and layer), targets padded to T
+        num_targets (list[int]): of each of the G
+
+    Returns:
+        list[tuple[Tensor, Tensor]]
+    """
+    from scipy.optimize import linear_sum_assignment
+    pairs = [
+        linear_sum_assignment(matrix[:, :n]) for matrix, n in zip(cost.detach().cpu().numpy(), num_targets)
+    ]
+    return [
+        (torch.from_numpy(rows).long(), torch.from_numpy(columns).long()) for rows, columns in pairs
+    ]
+
+# %% ../nbs/13_matcher.ipynb #6cfa00e9
+class NotFinite(ValueError, FloatingPointError):
+    "Predictions with NaN or infinity among them."
+
+class HungarianMatcher(nn.Module):
+    """One query for each target, at the least total cost (paper, section 3.1; the original's
+    `models/matcher.py`).
+
+    Args:
+        class_cost (float): weight of −probability. Defaults to 1.
+        bbox_cost (float): weight of the L1 distance (0…1 coordinates). Defaults to 1.
+        giou_cost (float): weight of −GIoU. Defaults to 1.
+
+    Raises:
+        ValueError: if all three weights are 0.
+    """
+    def __init__(
+        self,
+        class_cost: float = 1,  # weight of −probability
+        bbox_cost: float = 1,   # weight of the L1 distance (0…1 coordinates)
+        giou_cost: float = 1,   # weight of −GIoU
+    ):
+        super().__init__()
+        if not (class_cost or bbox_cost or giou_cost):
+            raise ValueError("class_cost, bbox_cost and giou_cost are all 0: want at least one that is not")
+        self.class_cost, self.bbox_cost, self.giou_cost = class_cost, bbox_cost, giou_cost
+
+    @torch.no_grad()
+    def match_layers(
+        self,
+        logits: Tensor,  # (L, B, N, C + 1)
+        boxes: Tensor,   # (L, B, N, 4)
+        targets: Sequence[Mapping[str, Tensor]] | PackedTargets,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The matching of every layer and image, layer by layer: L·B pairs of indices.
+
+        Args:
+            logits (Tensor): (L, B, N, C + 1)
+            boxes (Tensor): (L, B, N, 4)
+            targets (Sequence[Mapping[str, Tensor]] | PackedTargets)
+
+        Returns:
+            list[tuple[Tensor, Tensor]]
+
+        Raises:
+            ValueError: for predictions that are not finite; for targets as `pack_targets`.
+        """
+        packed = pack_targets(targets, logits)
+        cost = matching_cost(
+            logits, boxes, packed.labels, packed.boxes, self.class_cost, self.bbox_cost, self.giou_cost
+        )
+        if not cost.isfinite().all():
+            raise NotFinite(
+                "the predictions are not finite (NaN or infinity in logits or pred_boxes): "
+                "look at the batch; if it is sound, training has diverged: try a lower rate or gradient clipping"
+            )
+        return assign(cost.flatten(0, 1), packed.counts * len(logits))
+
+    def forward(
+        self,
+        outputs: Mapping[str, Tensor],            # logits (B, N, C + 1), pred_boxes (B, N, 4) centre and size in 0…1
+        targets: Sequence[Mapping[str, Tensor]],  # B of: class_labels (T,), boxes (T, 4)
+    ) -> list[tuple[Tensor, Tensor]]:             # B of: indices of queries, indices of targets
+        """The matching of each image.
+
+        Args:
+            outputs (Mapping[str, Tensor]): logits (B, N, C + 1), pred_boxes (B, N, 4) centre and
+                size in 0…1
+            targets (Sequence[Mapping[str, Tensor]]): B of: class_labels (T,), boxes (T, 4)
+
+        Returns:
+            list[tuple[Tensor, Tensor]]: B of: indices of queries, indices of targets
+        """
+        return self.match_layers(outputs["logits"][None], outputs["pred_boxes"][None], targets)
+
+DetrHungarianMatcher = HungarianMatcher

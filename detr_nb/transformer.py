@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "swish": nn.SiLU, "tanh": nn.Tanh}
 
-# %% ../nbs/12_transformer.ipynb #a3f544c3
+# %% ../nbs/12_transformer.ipynb #fused12a
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
     "PyTorch's function. On a CPU its backward pass is several times slower in 16 bits than in 32."
     if q.device.type != "cpu" or not q.requires_grad or q.dtype not in (torch.bfloat16, torch.float16):
@@ -28,6 +28,7 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: fl
             q.float(), k.float(), v.float(), attn_mask=mask, dropout_p=p
         ).to(q.dtype)
 
+# %% ../nbs/12_transformer.ipynb #a3f544c3
 def attend(
     q: Tensor,                  # (…, T, d)
     k: Tensor,                  # (…, S, d)
