@@ -495,7 +495,7 @@ class DetrModel(Pretrained):
         )
         return output.to_tuple() if return_dict is False else output
 
-# %% ../nbs/15_detector.ipynb #d4b7c235
+# %% ../nbs/15_detector.ipynb #loss15a
 def hidden_fields(hidden: DetrModelOutput) -> dict[str, Any]:
     """What the models with heads hand on of the states below them.
 
@@ -545,6 +545,7 @@ def follow_config(model: Any) -> None:
     model.criterion = build_loss(model.config, model.criterion.losses).to(device)
     model.loss_settings = loss_settings(model.config)
 
+# %% ../nbs/15_detector.ipynb #d4b7c235
 class DetrForObjectDetection(Pretrained):
     """DETR with its two heads: N queries → N classes and boxes (paper, section 3).
 
