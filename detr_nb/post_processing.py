@@ -58,7 +58,7 @@ def check_sizes(
             f"target_sizes={target_sizes}: want (height, width) of each of {batch} images, numbers over 0"
         ) from error
 
-# %% ../nbs/31_post_processing.ipynb #09b66f33
+# %% ../nbs/31_post_processing.ipynb #checks31
 def check_numbers(outputs, **thresholds: float) -> None:
     """`ValueError` for outputs that are not finite, with part and image, and for a threshold that
     is no number.
@@ -90,6 +90,7 @@ def valid_ratio(
     edges = pixel_mask[:, :, 0], pixel_mask[:, 0]
     return torch.stack([edge.sum(1) / edge.shape[1] for edge in edges], 1)
 
+# %% ../nbs/31_post_processing.ipynb #09b66f33
 def scale_boxes(
     boxes: Tensor,                   # (B, N, 4) centre and size in 0…1
     target_sizes=None,               # (B, 2) height, width in pixels; None: 0…1 stays
