@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "sigmoid_focal_loss", "dice_loss", "stack_masks", "mask_losses"
+    "sigmoid_focal_loss", "dice_loss", "mask_losses", "stack_masks"
 ]
 
 # %% ../nbs/20_mask_losses.ipynb #f36fd8ec
@@ -63,27 +63,6 @@ def dice_loss(
     overlap = 2 * (probability * targets).sum(1)
     return (1 - (overlap + 1) / (probability.sum(1) + targets.sum(1) + 1)).sum() / num_boxes
 
-# %% ../nbs/20_mask_losses.ipynb #5ea8a006
-def stack_masks(
-    masks: Sequence[Tensor],  # one (T, H, W) an image, of any sizes
-) -> Tensor:                  # (ΣT, H, W): the largest of each, filled with 0 at the bottom and right
-    """The masks of all images of a batch on one canvas.
-
-    Args:
-        masks (Sequence[Tensor]): one (T, H, W) an image, of any sizes
-
-    Returns:
-        Tensor: (ΣT, H, W): the largest of each, filled with 0 at the bottom and right
-
-    Raises:
-        ValueError: for masks of other numbers than 0 and 1.
-    """
-    for i, mask in enumerate(masks):
-        if mask.numel() and mask.dtype != torch.bool and (mask.max() > 1 or mask.min() < 0):
-            raise ValueError(f"the masks of image {i} hold {mask.min()} … {mask.max()}: want 0 and 1, or bool")
-    height, width = max(m.shape[-2] for m in masks), max(m.shape[-1] for m in masks)
-    return torch.cat([pad(m, (0, width - m.shape[-1], 0, height - m.shape[-2])) for m in masks])
-
 # %% ../nbs/20_mask_losses.ipynb #bdbb3868
 def mask_losses(
     logits: Tensor,            # (M, h, w) predicted masks, at the resolution of the mask head
@@ -114,3 +93,24 @@ def mask_losses(
         "loss_mask": sigmoid_focal_loss(logits, targets, num_boxes),
         "loss_dice": dice_loss(logits, targets, num_boxes),
     }
+
+# %% ../nbs/20_mask_losses.ipynb #5ea8a006
+def stack_masks(
+    masks: Sequence[Tensor],  # one (T, H, W) an image, of any sizes
+) -> Tensor:                  # (ΣT, H, W): the largest of each, filled with 0 at the bottom and right
+    """The masks of all images of a batch on one canvas.
+
+    Args:
+        masks (Sequence[Tensor]): one (T, H, W) an image, of any sizes
+
+    Returns:
+        Tensor: (ΣT, H, W): the largest of each, filled with 0 at the bottom and right
+
+    Raises:
+        ValueError: for masks of other numbers than 0 and 1.
+    """
+    for i, mask in enumerate(masks):
+        if mask.numel() and mask.dtype != torch.bool and (mask.max() > 1 or mask.min() < 0):
+            raise ValueError(f"the masks of image {i} hold {mask.min()} … {mask.max()}: want 0 and 1, or bool")
+    height, width = max(m.shape[-2] for m in masks), max(m.shape[-1] for m in masks)
+    return torch.cat([pad(m, (0, width - m.shape[-1], 0, height - m.shape[-2])) for m in masks])
