@@ -107,7 +107,7 @@ def stack_masks(
         Tensor: (ΣT, H, W): the largest of each, filled with 0 at the bottom and right
 
     Raises:
-        ValueError: for masks of other numbers than 0 and 1.
+        ValueError: for numbers below 0 or above 1.
     """
     for i, mask in enumerate(masks):
         if mask.numel() and mask.dtype != torch.bool and (mask.max() > 1 or mask.min() < 0):

@@ -235,6 +235,7 @@ def draw_box(
     box: np.ndarray,  # (4,) x0, y0, x1, y1 in the units of the axes
     colour,           # anything that Matplotlib takes for a colour
     style: str = "-", # of the line
+    width: float = 1.8,  # of the line, in points; below 1.5 it has no edge
 ) -> None:
     """A box as a line with a white edge; with a dark one if the colour is pale.
 
@@ -243,12 +244,14 @@ def draw_box(
         box (np.ndarray): (4,) x0, y0, x1, y1 in the units of the axes
         colour: anything that Matplotlib takes for a colour
         style (str): of the line. Defaults to "-".
+        width (float): of the line, in points; below 1.5 it has no edge. Defaults to 1.8.
     """
     from matplotlib.colors import to_rgb
     x0, y0, x1, y1 = box
     edge = "white" if np.dot(to_rgb(colour), LUMINANCE) < 0.7 else "0.2"
     ax.autoscale(False)  # a box may reach outside the image
-    for line in (dict(color=edge, lw=3.2), dict(color=colour, lw=1.8, ls=style)):
+    edges = [dict(color=edge, lw=width + 1.4)] if width >= 1.5 else []
+    for line in (*edges, dict(color=colour, lw=width, ls=style)):
         ax.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], solid_joinstyle="miter", **line)
 
 # %% ../nbs/90_visualization.ipynb #77e7e707
