@@ -626,6 +626,31 @@ def test_stored_divisors(name, tmp_path, experiments):
     assert experiments.learn_with_divisor(name, 0, tmp_path / "run", stop=1)[1] == pytest.approx(stored, rel=0.01)
 
 
+@pytest.mark.slow
+def test_stored_turned(tmp_path, experiments):
+    "The first step of the training on turned scenes again, to 1 %; and what the model was before."
+    stored = experiment("turned")
+    (loss,) = {row["loss"] for row in stored if row["run"] == "turned"}
+    torch.set_num_threads(1)
+    assert experiments.learn_turned(tmp_path / "run", stop=1)[1] == pytest.approx(loss, rel=0.01)
+    ap, sure = experiments.judge_turned(DetrForObjectDetection.from_pretrained("scenes").eval(), 1)
+    before = next(row for row in stored if row["run"] == "as it was" and row["quarters"] == 1)
+    assert ap == pytest.approx(before["AP"], abs=0.005) and abs(sure - before["sure"]) <= 2
+
+
+@pytest.mark.slow
+def test_stored_mask_losses(experiments):
+    "The first 50 steps of a mask head that learns from dice again, to 0.02 of IoU."
+    stored = [row for row in experiment("mask_losses") if row["loss"] == "dice" and row["seed"] == 0]
+    assert [row["step"] for row in stored] == [*range(0, 601, 50)]
+    torch.set_num_threads(1)
+    scenes = experiments.known_scenes(200, 1, "train"), experiments.known_scenes(40, 0, "val")
+    again = experiments.learn_mask_head("dice", 0, *scenes, steps=50)
+    assert again[1]["iou"] > again[0]["iou"] + 0.1
+    for key in ("iou", "small", "empty"):
+        assert [row[key] for row in again] == pytest.approx([row[key] for row in stored[:2]], abs=0.02), key
+
+
 def test_batches_and_random_numbers_follow_from_the_step():
     "A run that begins at step 3 has the batches and the random numbers of one in a piece from there on."
     recipe, accelerator = replace(SHORT, batch_size=4, accumulate=2, seed=5), make_accelerator(4, 2)

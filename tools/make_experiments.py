@@ -12,17 +12,27 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from PIL import Image
 from skimage import data as photographs
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 
-from detr_nb import DetrConfig, DetrForObjectDetection, DetrImageProcessor, Recipe, SceneDetection, evaluate, train
+from detr_nb import (
+    CocoEvaluator, DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrImageProcessor, Recipe, SceneDetection,
+    evaluate, train,
+)
 from detr_nb.bench import Setting, describe_machine, images_of, published, run_bench
 from detr_nb.boxes import box_iou
 from detr_nb.data import detection_target
 from detr_nb.datasets import open_split
+from detr_nb.detector import image_tokens, predict_from, transform
 from detr_nb.files import ASSETS, atomic, read_log
 from detr_nb.losses import DetrLoss
+from detr_nb.mask_head import MaskAttention, MaskHead, draw_masks, scale_attention_weights
+from detr_nb.mask_losses import dice_loss, sigmoid_focal_loss
 from detr_nb.napkin import (
     RUNS, Napkin, answers_of, compare_runs, make_images, napkin_loss, nearest, result, train_napkin,
 )
@@ -195,6 +205,59 @@ def sizes() -> None:
             table = evaluate(model.eval(), val, processor, progress=False)["all"]
             rows.append({"run": name, "loss": loss, "side": side, "AP": table["AP"]})
     write("sizes", rows)
+
+
+class TurnedScenes(SceneDetection):
+    "Scenes, each turned to the left by none, one, two or three quarters."
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, dict]:
+        image, target = super().__getitem__(index)
+        quarters = index % 4
+        for annotation in target["annotations"]:
+            for _ in range(quarters):
+                x, y, w, h = annotation["bbox"]
+                annotation["bbox"] = [y, 128 - x - w, h, w]
+        return image.rotate(90 * quarters), target
+
+
+def learn_turned(folder: Path, stop: int | None = None) -> tuple[DetrForObjectDetection, float]:
+    "The embedded model after 3,000 steps more, on scenes that lie on any side; and the loss of its first step."
+    recipe = Recipe(
+        steps=3000, stop=stop, batch_size=8, lr=2e-4, backbone_lr=1e-4, schedule="cosine", warmup=0.03, augment=False,
+        ema=0.99, evaluations=1,
+    )
+    detector = DetrForObjectDetection.from_pretrained("scenes")
+    trained = train(detector, TurnedScenes(4000, seed=3), folder, recipe, DetrImageProcessor.from_pretrained("scenes"))
+    return DetrForObjectDetection.from_pretrained(trained).eval(), read_log(folder / "log.csv")[0]["loss"]
+
+
+def judge_turned(model: DetrForObjectDetection, quarters: int, count: int = 40) -> tuple[float, int]:
+    "AP on scenes that are turned to the left, with the boxes turned back, and how many boxes have a score over 0.7."
+    processor, scenes = DetrImageProcessor.from_pretrained("scenes"), SceneDetection(count, seed=0, split="val")
+    batch = processor.collate([processor.encode(scenes[i][0].rotate(90 * quarters)) for i in range(count)])
+    with torch.inference_mode(): outputs = model(batch.pixel_values, batch.pixel_mask)
+    found = processor.post_process_object_detection(outputs, -1.0, [(128, 128)] * count)
+    for one in found:
+        for _ in range(quarters):
+            x0, y0, x1, y1 = one["boxes"].T
+            one["boxes"] = torch.stack([128 - y1, x0, 128 - y0, x1], 1)
+    evaluator = CocoEvaluator(scenes.coco, ["bbox"])
+    evaluator.update(dict(enumerate(found, start=1)))
+    evaluator.accumulate()
+    return evaluator.summarize(verbose=False)["AP"], sum(int((one["scores"] > 0.7).sum()) for one in found)
+
+
+def turned() -> None:
+    "30 · Transforms: the embedded model, and one that went on with scenes that lie on any side."
+    rows = []
+    for name in ("as it was", "turned"):
+        loss, model = float("nan"), DetrForObjectDetection.from_pretrained("scenes").eval()
+        if name == "turned":
+            with tempfile.TemporaryDirectory() as folder: model, loss = learn_turned(Path(folder))
+        for quarters in range(4):
+            ap, sure = judge_turned(model, quarters)
+            rows.append({"run": name, "loss": loss, "quarters": quarters, "AP": ap, "sure": sure})
+    write("turned", rows)
 
 
 def by_heart() -> None:
@@ -412,12 +475,103 @@ def bench() -> None:
     write("bench", [row | {"machine": describe_machine()} for row in rows])
 
 
+def known_scenes(count: int, seed: int, split: str) -> list[dict]:
+    "What the finished detector knows of scenes: all that a mask head needs to draw and to learn."
+    model = DetrForSegmentation.from_pretrained("scenes").eval()
+    processor = DetrImageProcessor.from_pretrained("scenes")
+    scenes, known = SceneDetection(count, seed=seed, split=split, masks=True), []
+    for image, annotations in scenes:
+        target = detection_target(annotations, 128, 128, masks=True)
+        batch = processor.collate([processor.encode(image, target)])
+        with torch.no_grad():
+            features, tokens = image_tokens(model.detr.model, batch["pixel_values"], batch["pixel_mask"])
+            hidden = transform(model.detr.model, tokens)
+            predictions = predict_from(model.detr, hidden.last_hidden_state[None])
+        (queries, objects), = model.criterion.matcher(predictions, batch["labels"])
+        known.append({
+            "features": features, "tokens": tokens, "memory": hidden.encoder_last_hidden_state,
+            "queries": [hidden.last_hidden_state[0, queries]],
+            "masks": batch["labels"][0]["masks"][objects].float(),
+        })
+    return known
+
+
+def drawn_masks(model: DetrForSegmentation, scene: dict) -> Tensor:
+    "Logits (T, H, W) of the masks of a scene's objects."
+    (coarse,) = draw_masks(model, *(scene[name] for name in ("features", "tokens", "memory", "queries")))
+    return interpolate(coarse[:, None], scene["masks"].shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+def judge_masks(model: DetrForSegmentation, scenes: list[dict]) -> dict[str, float]:
+    "Mean IoU of the masks of all objects, of those under 300 pixels, and the share of masks that are empty."
+    with torch.no_grad(): pairs = [(drawn_masks(model, scene) > 0, scene["masks"] > 0) for scene in scenes]
+    found, true = (torch.cat(masks).flatten(1) for masks in zip(*pairs))
+    iou, small = (found & true).sum(1) / (found | true).sum(1), true.sum(1) < 300
+    return {"iou": iou.mean().item(), "small": iou[small].mean().item(), "empty": (~found.any(1)).float().mean().item()}
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, num_boxes: float) -> Tensor:
+    "Of pixels: the mean of each mask, summed over masks."
+    return binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2)).sum() / num_boxes
+
+
+def picture_of_ball(model: DetrForSegmentation, scene: dict) -> str:
+    "The mask of the ball of scene 13, every second pixel of 28 × 28, row by row: a for 0 to k for 1."
+    (ball,) = (i for i, mask in enumerate(scene["masks"]) if mask.sum() == 235)
+    rows, columns = scene["masks"][ball].nonzero().T
+    top, left = int(rows.float().mean()) - 13, int(columns.float().mean()) - 13
+    with torch.no_grad(): shown = drawn_masks(model, scene)[ball].sigmoid()[top : top + 28 : 2, left : left + 28 : 2]
+    return "".join("abcdefghijk"[round(10 * float(p))] for p in shown.flatten())
+
+
+MASK_LOSSES = {
+    "cross-entropy": [cross_entropy], "focal": [sigmoid_focal_loss], "dice": [dice_loss],
+    "focal + dice": [sigmoid_focal_loss, dice_loss], "cross-entropy + dice": [cross_entropy, dice_loss],
+}
+
+
+def learn_mask_head(
+    name: str, seed: int, train_scenes: list[dict], val_scenes: list[dict], steps: int = 600, every: int = 50,
+    pictures: list[dict] | None = None,
+) -> list[dict]:
+    "A fresh mask head on the frozen detector learns from one of the losses: how good it is on scenes it has not seen."
+    torch.manual_seed(seed)
+    model = DetrForSegmentation.from_pretrained("scenes").eval()
+    model.bbox_attention, model.mask_head = MaskAttention(128, 8), MaskHead(128, 8, (64, 32, 32))
+    scale_attention_weights(model)
+    learned = [*model.bbox_attention.parameters(), *model.mask_head.parameters()]
+    optimizer, order = torch.optim.AdamW(learned, lr=1e-3, weight_decay=1e-4), torch.Generator().manual_seed(seed)
+    rows = []
+    for step in range(steps + 1):
+        if step % every == 0: rows.append({"loss": name, "seed": seed, "step": step} | judge_masks(model, val_scenes))
+        if pictures is not None and step in (0, 50, 100, 200, 600):
+            pictures.append({"loss": name, "step": step, "mask": picture_of_ball(model, val_scenes[13])})
+        chosen = [train_scenes[i] for i in torch.randint(len(train_scenes), (4,), generator=order).tolist()]
+        logits = torch.cat([drawn_masks(model, scene) for scene in chosen])
+        truths = torch.cat([scene["masks"] for scene in chosen])
+        optimizer.zero_grad()
+        sum(loss(logits, truths, len(truths)) for loss in MASK_LOSSES[name]).backward()
+        torch.nn.utils.clip_grad_norm_(learned, 0.1)
+        optimizer.step()
+    return rows
+
+
+def mask_losses() -> None:
+    "20 · Mask losses: the mask head learns from each of them, three times; and what the first of them draws."
+    scenes, rows, pictures = (known_scenes(200, 1, "train"), known_scenes(40, 0, "val")), [], []
+    for seed in tqdm(range(3), "seeds"):
+        for name in MASK_LOSSES: rows += learn_mask_head(name, seed, *scenes, pictures=None if seed else pictures)
+    write("mask_losses", rows)
+    write("mask_pictures", pictures)
+
+
 EXPERIMENTS = {
     "speed": speed, "bench": bench, "napkin": napkin, "napkin_regions": napkin_regions,
     "napkin_scores": napkin_scores, "napkin_limits": napkin_limits,
     "beginnings": beginnings, "sizes": sizes, "box_question": box_question, "lessons": lessons, "coins": coins,
     "coin_steps": coin_steps, "by_heart": by_heart, "broken": broken, "batches": batches, "processes": processes,
-    "divisors": divisors,
+    "divisors": divisors, "mask_losses": mask_losses,
+    "turned": turned,
 }
 
 
