@@ -640,15 +640,20 @@ def test_stored_turned(tmp_path, experiments):
 
 @pytest.mark.slow
 def test_stored_mask_losses(experiments):
-    "The first 50 steps of a mask head that learns from dice again, to 0.02 of IoU."
+    "The first 50 steps of a mask head that learns from dice again, to 0.02 of IoU, and what it draws."
     stored = [row for row in experiment("mask_losses") if row["loss"] == "dice" and row["seed"] == 0]
     assert [row["step"] for row in stored] == [*range(0, 601, 50)]
     torch.set_num_threads(1)
     scenes = experiments.known_scenes(200, 1, "train"), experiments.known_scenes(40, 0, "val")
-    again = experiments.learn_mask_head("dice", 0, *scenes, steps=50)
+    pictures = []
+    again = experiments.learn_mask_head("dice", 0, *scenes, steps=50, pictures=pictures)
     assert again[1]["iou"] > again[0]["iou"] + 0.1
     for key in ("iou", "small", "empty"):
         assert [row[key] for row in again] == pytest.approx([row[key] for row in stored[:2]], abs=0.02), key
+    drawn = {row["step"]: row["mask"] for row in experiment("mask_pictures") if row["loss"] == "dice"}
+    for row in pictures:  # a letter is a tenth: each pixel to one of them
+        assert len(row["mask"]) == 14 * 14
+        assert max(abs(ord(a) - ord(b)) for a, b in zip(row["mask"], drawn[row["step"]], strict=True)) <= 1
 
 
 def test_batches_and_random_numbers_follow_from_the_step():

@@ -182,17 +182,23 @@ SIZES = {  # 30 · Transforms: what the embedded model goes on learning from, an
 }
 
 
-def learn_sizes(name: str, folder: Path, stop: int | None = None) -> tuple[DetrForObjectDetection, float]:
-    "The embedded model after 3,000 steps more, on images of one size or of many; and the loss of its first step."
-    augment, size = SIZES[name]
-    processor = DetrImageProcessor.from_pretrained("scenes", size=size)
+def learn_more(
+    dataset: SceneDetection, processor: DetrImageProcessor, augment: bool, folder: Path, stop: int | None,
+) -> tuple[DetrForObjectDetection, float]:
+    "The embedded model after 3,000 steps more; and the loss of its first step."
     recipe = Recipe(
         steps=3000, stop=stop, batch_size=8, lr=2e-4, backbone_lr=1e-4, schedule="cosine", warmup=0.03, augment=augment,
         ema=0.99, evaluations=1,
     )
-    detector = DetrForObjectDetection.from_pretrained("scenes")
-    trained = train(detector, SceneDetection(4000, seed=3), folder, recipe, processor)
-    return DetrForObjectDetection.from_pretrained(trained), read_log(folder / "log.csv")[0]["loss"]
+    trained = train(DetrForObjectDetection.from_pretrained("scenes"), dataset, folder, recipe, processor)
+    return DetrForObjectDetection.from_pretrained(trained).eval(), read_log(folder / "log.csv")[0]["loss"]
+
+
+def learn_sizes(name: str, folder: Path, stop: int | None = None) -> tuple[DetrForObjectDetection, float]:
+    "`learn_more` on images of one size or of many."
+    augment, size = SIZES[name]
+    processor = DetrImageProcessor.from_pretrained("scenes", size=size)
+    return learn_more(SceneDetection(4000, seed=3), processor, augment, folder, stop)
 
 
 def sizes() -> None:
@@ -202,7 +208,7 @@ def sizes() -> None:
         with tempfile.TemporaryDirectory() as folder: model, loss = learn_sizes(name, Path(folder))
         for side in (64, 96, 112, 128, 144, 160, 256):
             processor = DetrImageProcessor.from_pretrained("scenes", size={"height": side, "width": side})
-            table = evaluate(model.eval(), val, processor, progress=False)["all"]
+            table = evaluate(model, val, processor, progress=False)["all"]
             rows.append({"run": name, "loss": loss, "side": side, "AP": table["AP"]})
     write("sizes", rows)
 
@@ -221,14 +227,8 @@ class TurnedScenes(SceneDetection):
 
 
 def learn_turned(folder: Path, stop: int | None = None) -> tuple[DetrForObjectDetection, float]:
-    "The embedded model after 3,000 steps more, on scenes that lie on any side; and the loss of its first step."
-    recipe = Recipe(
-        steps=3000, stop=stop, batch_size=8, lr=2e-4, backbone_lr=1e-4, schedule="cosine", warmup=0.03, augment=False,
-        ema=0.99, evaluations=1,
-    )
-    detector = DetrForObjectDetection.from_pretrained("scenes")
-    trained = train(detector, TurnedScenes(4000, seed=3), folder, recipe, DetrImageProcessor.from_pretrained("scenes"))
-    return DetrForObjectDetection.from_pretrained(trained).eval(), read_log(folder / "log.csv")[0]["loss"]
+    "`learn_more` on scenes that lie on any side."
+    return learn_more(TurnedScenes(4000, seed=3), DetrImageProcessor.from_pretrained("scenes"), False, folder, stop)
 
 
 def judge_turned(model: DetrForObjectDetection, quarters: int, count: int = 40) -> tuple[float, int]:
@@ -570,8 +570,7 @@ EXPERIMENTS = {
     "napkin_scores": napkin_scores, "napkin_limits": napkin_limits,
     "beginnings": beginnings, "sizes": sizes, "box_question": box_question, "lessons": lessons, "coins": coins,
     "coin_steps": coin_steps, "by_heart": by_heart, "broken": broken, "batches": batches, "processes": processes,
-    "divisors": divisors, "mask_losses": mask_losses,
-    "turned": turned,
+    "divisors": divisors, "mask_losses": mask_losses, "turned": turned,
 }
 
 
