@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import operator
 import os
 import warnings
 from collections import Counter
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from .boxes import box_iou, masks_to_boxes
 from .files import caller_level, read_image, read_json
@@ -29,7 +31,7 @@ from .scenes import CATEGORIES, SIZE, draw_scene, scene_annotations
 __all__ = [
     "PANOPTIC_KEYS", "clip_boxes", "detection_target", "annotation_mask", "coco_index",
     "CocoDetection", "SceneDetection", "rgb_to_id", "id_to_rgb", "read_panoptic",
-    "panoptic_target", "read_panoptic_file", "CocoPanoptic"
+    "panoptic_target", "read_panoptic_file", "CocoPanoptic", "as_split"
 ]
 
 # %% ../nbs/93_data.ipynb #2895c68b
@@ -717,6 +719,28 @@ def read_entry(
         unsure.append(path)
     return image
 
+# %% ../nbs/93_data.ipynb #selec931
+def chosen_indices(indices: Iterable[int], count: int) -> list[int]:
+    """Indices of a selection, from 0.
+
+    Args:
+        indices (Iterable[int])
+        count (int)
+
+    Returns:
+        list[int]
+
+    Raises:
+        ValueError: for one that comes twice.
+        IndexError: for one that is not there.
+    """
+    chosen = [operator.index(index) for index in indices]
+    if far := [index for index in chosen if not -count <= index < count]:
+        raise IndexError(f"index {far[0]}: want 0 … {count - 1}")
+    chosen = [index % count for index in chosen]
+    if twice := repeated(chosen): raise ValueError(f"index {twice[0]} twice: want each image once")
+    return chosen
+
 # %% ../nbs/93_data.ipynb #1252335e
 class CocoDetection(Dataset):
     """A COCO folder: each item is an image (PIL, RGB) and its annotations as COCO wrote them.
@@ -751,7 +775,29 @@ class CocoDetection(Dataset):
         check_boxes(data, ann_file)
         self.coco = coco_index(data)
         self.ids = sorted(self.coco.imgs)
+        self.selected: list[int] | None = None  # ids of the images, where `select` chose some
         self._unsure: list[Path] = []
+
+    def select(
+        self,
+        indices: Iterable[int],  # of items, each once
+    ) -> CocoDetection:
+        """The same dataset with these images alone, in this order; its `coco` knows no others.
+
+        Args:
+            indices (Iterable[int]): of items, each once
+
+        Returns:
+            CocoDetection
+        """
+        chosen = copy.copy(self)
+        chosen.ids = [self.ids[index] for index in chosen_indices(indices, len(self))]
+        chosen.selected, whole, kept = chosen.ids, self.coco.dataset, set(chosen.ids)
+        chosen.coco = coco_index(whole | {
+            "images": [self.coco.imgs[i] for i in chosen.ids],
+            "annotations": [a for a in whole["annotations"] if a["image_id"] in kept],
+        })
+        return chosen
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -992,6 +1038,7 @@ class CocoPanoptic(Dataset):
         self.masks_path = Path(ann_folder)
         self.ann_file = Path(ann_file)
         self.transforms = transforms
+        self.selected: list[int] | None = None  # ids of the images, where `select` chose some
         self._unsure: list[Path] = []
         self.data = read_panoptic_file(ann_file, allow_outside)
         self.images = {image["id"]: image for image in self.data["images"]}
@@ -1002,6 +1049,24 @@ class CocoPanoptic(Dataset):
         }
         lost = find_missing(files, ann_file, skip_missing)
         self.annotations = [a for a in self.annotations if a["image_id"] not in lost]
+
+    def select(
+        self,
+        indices: Iterable[int],  # of items, each once
+    ) -> CocoPanoptic:
+        """The same dataset with these images alone, in this order; its `coco` knows no others.
+
+        Args:
+            indices (Iterable[int]): of items, each once
+
+        Returns:
+            CocoPanoptic
+        """
+        chosen = copy.copy(self)
+        chosen.__dict__.pop("coco", None)
+        chosen.annotations = [self.annotations[i] for i in chosen_indices(indices, len(self))]
+        chosen.selected = [a["image_id"] for a in chosen.annotations]
+        return chosen
 
     @cached_property
     def coco(self):
@@ -1018,6 +1083,26 @@ class CocoPanoptic(Dataset):
             "images": [self.images[a["image_id"]] for a in self.annotations],
             "categories": self.data["categories"], "annotations": segments,
         })
+
+    def coco_with_masks(
+        self,
+        progress: bool = False,  # show a bar: every PNG is read
+    ):
+        """`coco` with each segment's pixels as run lengths, to evaluate masks against.
+
+        Args:
+            progress (bool): show a bar: every PNG is read. Defaults to False.
+        """
+        from pycocotools import mask as coco_mask
+        from tqdm.auto import tqdm
+        segments = iter(self.coco.dataset["annotations"])  # in the order of the files
+        found = []
+        for a in tqdm(self.annotations, "read masks", disable=not progress, leave=False):
+            ids = read_panoptic(self.masks_path / a["file_name"], a["segments_info"])
+            for own in a["segments_info"]:
+                runs = coco_mask.encode(np.asfortranarray(ids == own["id"], dtype=np.uint8))
+                found.append(next(segments) | {"segmentation": runs})
+        return coco_index(self.coco.dataset | {"annotations": found})
 
     def image_path(self, annotation: Mapping) -> Path:
         """Where the annotated image lies.
@@ -1049,3 +1134,19 @@ class CocoPanoptic(Dataset):
         )
         target = annotation | {"masks_path": self.masks_path}
         return (image, target) if self.transforms is None else self.transforms(image, target)
+
+# %% ../nbs/93_data.ipynb #selec933
+def as_split(
+    dataset: Any,
+) -> Any:  # of a `Subset` of COCO data the selection that it is; anything else as it came
+    """What `random_split` returns as a dataset whose `coco` has its images alone.
+
+    Args:
+        dataset (Any)
+
+    Returns:
+        Any: of a `Subset` of COCO data the selection that it is; anything else as it came
+    """
+    if not isinstance(dataset, Subset): return dataset
+    whole: Any = as_split(dataset.dataset)
+    return whole.select(dataset.indices) if hasattr(whole, "select") else dataset

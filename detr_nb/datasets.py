@@ -10,6 +10,7 @@ import hashlib
 import math
 import mimetypes
 import os
+import random
 import shutil
 import warnings
 from collections import Counter, defaultdict
@@ -33,8 +34,8 @@ from .visualization import grid, show_boxes
 __all__ = [
     "COLUMNS", "ALIASES", "SPLITS", "read_table", "write_coco", "find_split", "open_split",
     "Classes", "read_classes", "yolo_objects", "VocFile", "read_voc", "voc_objects", "pair_labels",
-    "convert_dataset", "clashing_names", "check_split", "format_report", "compare_splits",
-    "draw_split", "draw_counts"
+    "convert_dataset", "clashing_names", "split_dataset", "check_split", "format_report",
+    "compare_splits", "draw_split", "draw_counts"
 ]
 
 # %% ../nbs/96_datasets.ipynb #bfdc4a99
@@ -715,6 +716,66 @@ def clashing_names(first: Mapping[int, str], second: Mapping[int, str]) -> list[
         f"{name!r} has the numbers {other[name]} and {i}" for i, name in sorted(second.items())
         if name in other and i not in first
     ]
+
+# %% ../nbs/96_datasets.ipynb #split962
+def split_dataset(
+    data: str | os.PathLike,    # an annotation file, or a COCO folder with a train split
+    folder: str | os.PathLike,  # of the COCO dataset that is written: gets copies of the images
+    share: float = 0.2,         # of the images that go to the val split
+    seed: int = 0,
+    skip_missing: bool = False, # leave out images without a file, with a warning
+    progress: bool = False,
+) -> dict[str, int]:            # split → number of its images
+    """Divide a dataset by chance into a train and a val split. Files with the same bytes stay
+    together.
+
+    Args:
+        data (str | os.PathLike): an annotation file, or a COCO folder with a train split
+        folder (str | os.PathLike): of the COCO dataset that is written: gets copies of the images
+        share (float): of the images that go to the val split. Defaults to 0.2.
+        seed (int): Defaults to 0.
+        skip_missing (bool): leave out images without a file, with a warning. Defaults to False.
+        progress (bool): Defaults to False.
+
+    Returns:
+        dict[str, int]: split → number of its images
+
+    Raises:
+        ValueError: for a share that leaves a split without images.
+        FileExistsError: rather than overwrite.
+    """
+    from tqdm.auto import tqdm
+    if not 0 < share < 1: raise ValueError(f"share={share!r}: want a number between 0 and 1")
+    folder = Path(folder)
+    paths = {name: folder / "annotations" / f"instances_{name}.json" for name in ("train", "val")}
+    if taken := [path for path in paths.values() if path.exists()]:
+        raise FileExistsError(f"{taken[0]} exists: nothing is overwritten")
+    whole = open_split(data, "train", skip_missing=skip_missing)
+    groups: dict[str, list[int]] = {}  # a file's hash → ids of its images
+    files = {i: whole.coco.imgs[i]["file_name"] for i in sorted(whole.coco.imgs)}
+    for i in tqdm(files, "compare images", disable=not progress, leave=False):
+        key = hashlib.sha256((whole.folder / files[i]).read_bytes())
+        groups.setdefault(key.hexdigest(), []).append(i)
+    shuffled = random.Random(seed).sample(list(groups.values()), len(groups))
+    wanted, val = max(1, round(share * len(whole))), set()
+    for group in shuffled:
+        if len(val) < wanted: val |= set(group)
+    ids = {"train": set(files) - val, "val": val}
+    if not ids["train"]:
+        raise ValueError(f"{whole.ann_file}: {len(groups)} different images: want at least one for each split")
+    raw = read_json(whole.ann_file)
+    _copy_images({
+        whole.folder / files[i]: folder / name / files[i]
+        for name, own in ids.items() for i in sorted(own)
+    })
+    for name, path in paths.items():
+        chosen = {
+            "images": [entry for entry in raw["images"] if entry["id"] in ids[name]],
+            "annotations": [a for a in raw["annotations"] if a["image_id"] in ids[name]],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(raw | chosen, path)
+    return {name: len(own) for name, own in ids.items()}
 
 # %% ../nbs/96_datasets.ipynb #chk9601
 def image_faults(

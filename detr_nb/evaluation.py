@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor, inference_mode
 
 from detr_nb.data import (
-    CocoPanoptic, Fault, check_keys, coco_index, coco_mask_faults, entry_faults, id_to_rgb, raise_faults, read_panoptic,
-    read_panoptic_file, repeated,
+    CocoPanoptic, Fault, as_split, check_keys, coco_index, coco_mask_faults, entry_faults, id_to_rgb, raise_faults,
+    read_panoptic, read_panoptic_file, repeated,
 )
 from .detector import DetrForObjectDetection, evaluating
 from .files import atomic, write_json
@@ -372,7 +372,7 @@ def run_model(
 # %% ../nbs/33_evaluation.ipynb #25444059
 def evaluate(
     model: Any,                     # pixel_values, pixel_mask → outputs with logits and pred_boxes (and pred_masks)
-    dataset,                        # `CocoDetection`, `CocoPanoptic` or `SceneDetection`
+    dataset,                        # `CocoDetection`, `CocoPanoptic`, a `Subset` of them, or `SceneDetection`
     processor: DetrImageProcessor,
     batch_size: int = 16,
     progress: bool = True,          # show a bar
@@ -387,7 +387,7 @@ def evaluate(
 
     Args:
         model (Any): pixel_values, pixel_mask → outputs with logits and pred_boxes (and pred_masks)
-        dataset: `CocoDetection`, `CocoPanoptic` or `SceneDetection`
+        dataset: `CocoDetection`, `CocoPanoptic`, a `Subset` of them, or `SceneDetection`
         processor (DetrImageProcessor)
         batch_size (int): Defaults to 16.
         progress (bool): show a bar. Defaults to True.
@@ -404,11 +404,14 @@ def evaluate(
     Raises:
         ValueError: for thresholds with hotcoco, which tells no matches.
     """
+    dataset = as_split(dataset)
     if not hasattr(dataset, "coco"):
         raise TypeError(f"dataset is {type(dataset).__name__}: want a CocoDetection, CocoPanoptic or SceneDetection")
     if "segm" in iou_types and isinstance(model, DetrForObjectDetection):
         raise ValueError("iou_types has 'segm', and a detector draws no masks: want a DetrForSegmentation")
-    evaluator = CocoEvaluator(dataset.coco, iou_types, engine)
+    segments = "segm" in iou_types and isinstance(dataset, CocoPanoptic)
+    truth = dataset.coco_with_masks(progress) if segments else dataset.coco
+    evaluator = CocoEvaluator(truth, iou_types, engine)
     if thresholds and engine != "pycocotools":
         raise ValueError(f"thresholds with engine={engine!r}: want 'pycocotools'")
     for outputs, targets, frame in run_model(
@@ -774,6 +777,7 @@ def evaluate_panoptic(
     Returns:
         dict[str, dict]
     """
+    dataset = as_split(dataset)
     evaluator = PanopticEvaluator(dataset.ann_file, dataset.masks_path, output_dir)
     evaluator.annotations = {a["image_id"]: a for a in dataset.annotations}  # without those that it left out
     stuff = {c["id"] for c in dataset.data["categories"] if not c["isthing"]}

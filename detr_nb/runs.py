@@ -179,7 +179,10 @@ def describe_run(detector: nn.Module, dataset: Any, processor: Any, val: Any = N
     def mark(data: Any) -> str | None:
         if isinstance(data, SceneDetection): return f"{data.count} scenes, {data.split}, seed {data.seed}"
         file = getattr(data, "ann_file", None)
-        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+        if file is None: return None
+        chosen = getattr(data, "selected", None)  # of its images
+        own = b"" if chosen is None else repr(chosen).encode()
+        return hashlib.sha256(Path(file).read_bytes() + own).hexdigest()[:12]
 
     config: Any = detector.config
     settings = {"config": config.to_dict(), "processor": processor.to_dict()}
@@ -207,7 +210,10 @@ def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path:
     if None in (old.get("annotations of val"), new.get("annotations of val")): free |= {"annotations of val"}
     names = [name for name in new if name in old and old[name] != new[name] and name not in free]
     if not names: return
-    changed = "; ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in names[:5])
+    changed = "; ".join(
+        f"{name}: another file, or other images of it" if name.startswith("annotations")  # by their hashes
+        else f"{name} was {old[name]!r}, now {new[name]!r}" for name in names[:5]
+    )
     longer = {"steps", "epochs", "stop"} & set(names)
     hint = f". To train longer, begin a new run from what this one learned: --model {path.parent / 'model'}"
     raise ValueError(

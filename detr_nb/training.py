@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import check_categories
 from detr_nb.data import (
-    CocoDetection, CocoPanoptic, SceneDetection, detection_target, first_three, is_number, is_whole, panoptic_target,
+    CocoDetection, CocoPanoptic, SceneDetection, as_split, detection_target, first_three, is_number, is_whole,
+    panoptic_target,
 )
 from .datasets import clashing_names
 from detr_nb.detector import (
@@ -788,7 +789,7 @@ def evaluation_steps(recipe: Recipe, steps: int, watched: bool = False) -> set[i
 def make_accelerator(
     batch_size: int,
     accumulate: int = 1,                              # parts of each process's share
-    masks: bool = False,                              # are learned: a process may have none to draw in a step
+    detector: Any = None,                             # what learns: masks may be missing from a process's step
     log_with: Any = None,                             # trackers of Accelerate, as for `train`
     folder: Path | None = None,                       # of the run, where trackers write
 ):
@@ -797,7 +798,7 @@ def make_accelerator(
     Args:
         batch_size (int)
         accumulate (int): parts of each process's share. Defaults to 1.
-        masks (bool): are learned: a process may have none to draw in a step. Defaults to False.
+        detector (Any): what learns: masks may be missing from a process's step
         log_with (Any): trackers of Accelerate, as for `train`
         folder (Path | None): of the run, where trackers write
 
@@ -809,7 +810,9 @@ def make_accelerator(
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or Accelerate takes two processes on CPUs for two runs
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # we do that, whatever is set outside
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=masks)],
+        kwargs_handlers=[DistributedDataParallelKwargs(
+            gradient_as_bucket_view=True, find_unused_parameters=isinstance(detector, DetrForSegmentation)
+        )],
         log_with=log_with, project_dir=None if folder is None else str(folder),
     )
     if batch_size % (accelerator.num_processes * accumulate):
@@ -1053,7 +1056,7 @@ class RunReport:
 @own_accelerate()
 def train(
     detector: DetrForObjectDetection | DetrForSegmentation,  # masks are learned too; of a frozen detector, they alone
-    dataset: Any,                          # `CocoDetection`, `CocoPanoptic` or `SceneDetection`
+    dataset: Any,                          # `CocoDetection`, `CocoPanoptic`, a `Subset` of them, or `SceneDetection`
     out: str | os.PathLike,                # folder of the run: log.csv, checkpoint.pt, model/
     recipe: Recipe = RECIPES["coco"],
     processor: DetrImageProcessor | None = None,  # the model's own; None: DETR's, of 800 to 1333 pixels
@@ -1073,7 +1076,7 @@ def train(
     Args:
         detector (DetrForObjectDetection | DetrForSegmentation): masks are learned too; of a frozen
             detector, they alone
-        dataset (Any): `CocoDetection`, `CocoPanoptic` or `SceneDetection`
+        dataset (Any): `CocoDetection`, `CocoPanoptic`, a `Subset` of them, or `SceneDetection`
         out (str | os.PathLike): folder of the run: log.csv, checkpoint.pt, model/
         recipe (Recipe): Defaults to RECIPES["coco"].
         processor (DetrImageProcessor | None): the model's own; None: DETR's, of 800 to 1333 pixels
@@ -1099,9 +1102,9 @@ def train(
     from accelerate.utils import set_seed
     from tqdm.auto import tqdm
     out, processor = Path(out), processor or DetrImageProcessor()
+    dataset, val = as_split(dataset), as_split(val)
     path, steps = find_checkpoint(out, resume), check_run(detector, dataset, recipe, val, workers, stop_after)
-    masks = isinstance(detector, DetrForSegmentation)
-    accelerator = make_accelerator(recipe.batch_size, recipe.accumulate, masks, log_with, out)
+    accelerator = make_accelerator(recipe.batch_size, recipe.accumulate, detector, log_with, out)
     with own_random_numbers(), own_folder(out, accelerator.process_index):
         accelerator.wait_for_everyone()  # until the first one has the folder; another training may have ended there
         find_checkpoint(out, resume)

@@ -54,12 +54,13 @@ CASES = {  # name → recipe, whether masks are learned, and whether they alone 
 def run_case(name, folder: Path) -> None:
     "Twenty steps: the first step's loss and gradients, every loss, and the weights at the end."
     recipe, masks, frozen = CASES[name]
-    accelerator = make_accelerator(recipe.batch_size, recipe.accumulate, masks)
+    detector = model_of(masks, frozen)
+    accelerator = make_accelerator(recipe.batch_size, recipe.accumulate, detector)
     rank, world = rank_and_world()
     without = [index for index, _ in draws(recipe, 0, 1, SILENT + 1)[SILENT * recipe.accumulate + recipe.accumulate - 1]][-(recipe.batch_size // 4) :]
     data, processor = Scenes(64, seed=6, masks=masks, without=without), scenes_processor()
     images = TrainingImages(data, processor, recipe, masks)
-    state = TrainState(model_of(masks, frozen), recipe, recipe.steps)
+    state = TrainState(detector, recipe, recipe.steps)
     model, optimizer = accelerator.prepare(state.learner.train(), state.optimizer)
     own, losses, first, empty = draws(recipe, rank, world, recipe.steps), [], {}, 0
     for step in range(recipe.steps):
