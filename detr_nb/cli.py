@@ -55,10 +55,23 @@ SkipMissing = Annotated[
 
 # %% auto #0
 __all__ = [
-    "app", "data_app", "TaskOption", "Model", "Out", "Force", "SkipMissing", "Task", "main",
-    "demo", "detect", "export", "train_command", "eval_command", "scenes", "from_table", "convert",
+    "app", "data_app", "TaskOption", "Model", "Out", "Force", "SkipMissing", "Task", "scenes",
+    "main", "demo", "detect", "export", "train_command", "eval_command", "from_table", "convert",
     "check_command", "show_batch", "bench"
 ]
+
+# %% ../nbs/52_cli.ipynb #95452faa
+@data_app.command()
+def scenes(
+    folder: Annotated[Path, typer.Argument(help="where the COCO folder goes")],
+    train: Annotated[int, typer.Option(min=0, help="images to train on")] = 1000,
+    val: Annotated[int, typer.Option(min=0, help="images to evaluate on")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="another seed, another world")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="the bytes do not depend on it")] = 1,
+):
+    "Write scenes as a COCO folder, with detection and panoptic annotations."
+    detr_nb.make_scenes(folder, train, val, seed, processes)
+    typer.echo(f"{folder}: {train} training and {val} validation scenes, seed {seed}")
 
 # %% ../nbs/52_cli.ipynb #8014c7ed
 def main(arguments: Sequence[str] | None = None) -> None:  # None: those of the program
@@ -808,19 +821,6 @@ def eval_command(
         )
         typer.echo(f"\nanswers over {review:g}: {listed}")
     write_results(tables, json_file, lambda: drawn, figure, force)
-
-# %% ../nbs/52_cli.ipynb #95452faa
-@data_app.command()
-def scenes(
-    folder: Annotated[Path, typer.Argument(help="where the COCO folder goes")],
-    train: Annotated[int, typer.Option(min=0, help="images to train on")] = 1000,
-    val: Annotated[int, typer.Option(min=0, help="images to evaluate on")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="another seed, another world")] = 0,
-    processes: Annotated[int, typer.Option(min=1, help="the bytes do not depend on it")] = 1,
-):
-    "Write scenes as a COCO folder, with detection and panoptic annotations."
-    detr_nb.make_scenes(folder, train, val, seed, processes)
-    typer.echo(f"{folder}: {train} training and {val} validation scenes, seed {seed}")
 
 # %% ../nbs/52_cli.ipynb #c15b14d5
 def draw_check(data: Path, reports: list[dict], panoptic: bool) -> Any:

@@ -86,6 +86,10 @@ BELOW = "backbone masks", "encoder masks", "answers score"  # arrows that go rou
 Place = tuple[int, int, str]  # column, row, words
 _LINE = 'stroke="#8a929c" stroke-width="1.6" marker-end="url(#head)"'
 
+def _escape(words: str) -> str:
+    "Words as XML has them."
+    return html.escape(words, quote=False).replace('"', "&quot;")
+
 def _part(place: Place, lit: bool) -> str:
     "A part of a drawing as SVG: a box of 84 × 40 with its words."
     column, row, words = place
@@ -94,7 +98,7 @@ def _part(place: Place, lit: bool) -> str:
     lines = words.split("|")
     first = y + 4.5 - 7.5 * (len(lines) - 1)  # the lines' feet, around the middle
     text = "".join(
-        f'<text x="{x}" y="{first + 15 * i:g}" text-anchor="middle" fill="{ink}">{line}</text>'
+        f'<text x="{x}" y="{first + 15 * i:g}" text-anchor="middle" fill="{ink}">{_escape(line)}</text>'
         for i, line in enumerate(lines)
     )
     return f'<rect x="{x - 42}" y="{y - 20}" width="84" height="40" rx="7" fill="{fill}"/>{text}'
@@ -161,8 +165,10 @@ def diagram(
     Raises:
         ValueError: for a blue part that is not among them.
     """
-    if unknown := [name for name in lit if name not in parts]:
-        raise ValueError(f"lit={unknown}: want some of {', '.join(parts)}")
+    ends = [name for arrow in (*arrows, *skips, *below) for name in arrow.split()]
+    for what, found in {"lit": lit, "arrows": ends}.items():
+        if unknown := [name for name in found if name not in parts]:
+            raise ValueError(f"{what}={unknown}: want some of {', '.join(parts)}")
     head = '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     lines = [_arrow(*(parts[name] for name in arrow.split())) for arrow in arrows]
     lines += [_skip(*(parts[name] for name in skip.split())) for skip in skips]
@@ -172,7 +178,7 @@ def diagram(
     height = 48 + 66 * max(row for _, row, _ in parts.values()) + 16 * bool(below)
     return Diagram(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'aria-label="{words}" font-family="Helvetica, Arial, sans-serif" font-size="13"><defs>{head}'
+        f'aria-label="{_escape(words)}" font-family="Helvetica, Arial, sans-serif" font-size="13"><defs>{head}'
         f'<path d="M0 0L8 4L0 8z" fill="#8a929c"/></marker></defs>{"".join(lines + boxes)}</svg>',
         words,
     )
@@ -329,11 +335,15 @@ def show_boxes(
         ax: draw here; None: a new figure
 
     Raises:
-        ValueError: where boxes and labels differ in number.
+        ValueError: where boxes and labels, or scores, differ in number.
     """
     corners = as_array(boxes).astype(float).reshape(-1, 4)
     if len(labels) != len(corners) and (len(labels) or names is not None):
         raise ValueError(f"{len(labels)} labels for {len(corners)} boxes: want one for each")
+    if scores is not None and len(scores) != len(corners):
+        raise ValueError(f"{len(scores)} scores for {len(corners)} boxes: want one for each")
+    if names is not None and not hasattr(names, "get"):
+        raise TypeError(f"names is {type(names).__name__}: want a mapping from category ids to names")
     ax = _axes(ax, 3.4, 3.4, title)
     ax.axis(_show(ax, image).get_extent())  # whatever the boxes reach
     if names is not None or scores is not None: ax.figure.figure.draw_without_rendering()  # the layout, for the labels
@@ -366,11 +376,12 @@ def show_heat(
             map's largest
     """
     ax = _axes(ax, 2.6, 2.6, title)
+    values = as_array(values)
     if image is None:
         ax.imshow(values, cmap="magma", vmin=None if most is None else 0, vmax=most, interpolation="nearest")
         return ax
     extent = _show(ax, np.asarray(image).mean(-1), cmap="gray", vmin=-90, vmax=255).get_extent()
-    strength = np.asarray(values, float)
+    strength = values.astype(float)
     strength = (strength / max(strength.max() if most is None else most, 1e-12)).clip(0, 1)
     colour = np.broadcast_to((0.84, 0.37, 0.0), (*strength.shape, 3))
     ax.imshow(np.dstack([colour, 0.85 * strength]), extent=extent, interpolation="nearest")
@@ -435,7 +446,7 @@ def show_matching(
         ax
     """
     ax = _axes(ax, 1.6 + 0.45 * len(names), 1.4 + 0.13 * len(cost), title)
-    drawn = ax.imshow(cost, cmap="viridis", aspect="auto")
+    drawn = ax.imshow(as_array(cost), cmap="viridis", aspect="auto")
     ax.scatter(
         [t for _, t in pairs], [q for q, _ in pairs], s=70, facecolors="none", edgecolors="#D55E00",
         linewidths=2,
@@ -462,6 +473,7 @@ def grid(
         list
     """
     import matplotlib.pyplot as plt
+    if count < 1 or columns < 1: raise ValueError(f"count={count}, columns={columns}: want at least 1 of each")
     columns = min(columns, count)
     rows = -(-count // columns)
     _, axes = plt.subplots(
