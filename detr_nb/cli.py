@@ -20,6 +20,7 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import typer
 from PIL import Image
@@ -57,7 +58,7 @@ SkipMissing = Annotated[
 __all__ = [
     "app", "data_app", "TaskOption", "Model", "Out", "Force", "SkipMissing", "Task", "scenes",
     "main", "demo", "detect", "export", "train_command", "eval_command", "from_table", "convert",
-    "check_command", "show_batch", "bench"
+    "split_command", "check_command", "show_batch", "bench"
 ]
 
 # %% ../nbs/52_cli.ipynb #95452faa
@@ -67,7 +68,7 @@ def scenes(
     train: Annotated[int, typer.Option(min=0, help="images to train on")] = 1000,
     val: Annotated[int, typer.Option(min=0, help="images to evaluate on")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="another seed, another world")] = 0,
-    processes: Annotated[int, typer.Option(min=1, help="the bytes do not depend on it")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="programs that draw; the files are the same")] = 1,
 ):
     "Write scenes as a COCO folder, with detection and panoptic annotations."
     detr_nb.make_scenes(folder, train, val, seed, processes)
@@ -83,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:  # None: those of the 
     """
     for stream in (sys.stdout, sys.stderr):  # a file on Windows need not know every letter
         getattr(stream, "reconfigure", dict)(errors="backslashreplace")
-    try: code = app(arguments, prog_name="detr-nb", standalone_mode=False)
+    plain = lambda message, *place, **more: f"detr-nb: {message}\n"  # without the line of code that warns
+    try:
+        with patch("warnings.formatwarning", plain):
+            code = app(arguments, prog_name="detr-nb", standalone_mode=False)
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"detr-nb: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -543,6 +547,7 @@ def detect(
         if Path(model).is_dir(): model = str(Path(model) / detr_nb.speed.EXPORTS[engine])
     network, processor = detr_nb.speed.load_model(model, task.value)
     failed = False
+    empty = True
     images = []
     annotations = []
     paths = find_images(photos)
@@ -560,7 +565,8 @@ def detect(
         try:
             image = open_image(path)
         except (OSError, ValueError) as error:
-            print(f"{path}: not an image that can be read ({error})", file=sys.stderr)
+            reason = str(error).removeprefix(f"{path}: ")
+            print(f"{path}: not an image that can be read ({reason})", file=sys.stderr)
             failed = True
             continue
         try: found: Any = find_objects(network, processor, [image], task, threshold)[0]
@@ -568,7 +574,9 @@ def detect(
             print(f"{path}: {error}", file=sys.stderr)
             failed = True
             continue
-        say(path, image, found if task is Task.detection else found["segments_info"], task, as_json)
+        segments = found if task is Task.detection else found["segments_info"]
+        empty = empty and not segments
+        say(path, image, segments, task, as_json)
         if not out: continue
         save_drawing(image, found, task, drawings[path], force)
         if task is Task.detection: continue
@@ -579,6 +587,8 @@ def detect(
         annotations += [{"image_id": len(images), "file_name": names[path]} | a for a in written]
     if images:
         save_results(images, annotations, network.config, task, out, force)
+    if empty and not failed:
+        print(f"nothing scores over {threshold:g}: --threshold takes a lower one", file=sys.stderr)
     if failed: raise typer.Exit(1)
 
 # %% ../nbs/52_cli.ipynb #de89345c
@@ -888,6 +898,23 @@ def convert(
     )
     dataset = detr_nb.datasets.open_split(data, split)
     typer.echo(f"{path}: {len(dataset)} images, {len(dataset.coco.anns)} boxes, {', '.join(dataset.id2label.values())}")
+
+@data_app.command(name="split")
+def split_command(
+    data: Annotated[Path, typer.Argument(help="an annotation file, or a COCO folder with a train split")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="COCO folder that is written, with copies of the images")],
+    share: Annotated[float, typer.Option(help="of the images, for the val split")] = 0.2,
+    seed: Annotated[int, typer.Option(help="another seed, another split")] = 0,
+    skip_missing: SkipMissing = False,
+):
+    "Divide a dataset by chance into a train and a val split. Copies of an image stay together."
+    detr_nb.datasets.split_dataset(data, out, share, seed, skip_missing, True)
+    for name in ("train", "val"):
+        dataset = detr_nb.datasets.open_split(out, name)
+        labels = dataset.id2label
+        counts = Counter(labels[a["category_id"]] for a in dataset.coco.anns.values())
+        objects = ", ".join(f"{counts[label]} {label}" for label in labels.values())
+        typer.echo(f"{name}: {len(dataset)} images, {objects}")
 
 @data_app.command(name="check")
 def check_command(

@@ -32,9 +32,9 @@ from .visualization import grid, show_boxes
 
 # %% auto #0
 __all__ = [
-    "COLUMNS", "ALIASES", "SPLITS", "read_table", "write_coco", "find_split", "open_split",
-    "Classes", "read_classes", "yolo_objects", "VocFile", "read_voc", "voc_objects", "pair_labels",
-    "convert_dataset", "clashing_names", "split_dataset", "check_split", "format_report",
+    "COLUMNS", "ALIASES", "SPLITS", "read_table", "write_coco", "Classes", "read_classes",
+    "yolo_objects", "VocFile", "read_voc", "voc_objects", "pair_labels", "convert_dataset",
+    "find_split", "open_split", "split_dataset", "clashing_names", "check_split", "format_report",
     "compare_splits", "draw_split", "draw_counts"
 ]
 
@@ -212,101 +212,6 @@ def write_coco(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(data, path)
     return path
-
-# %% ../nbs/96_datasets.ipynb #5f1df68a
-SPLITS = {
-    "train": ("train", "train2017"),
-    "val": ("val", "val2017", "valid", "validation"),
-    "test": ("test", "test2017"),
-}
-
-def _images_of(truth: Path, names: Sequence[str]) -> Path:
-    """The folder with most of the images that an annotation file names: beside it, named like the
-    file (`instances_X`: `X`), like a split, or `images`; and the same one folder higher."""
-    own = dict.fromkeys((truth.stem.split("_", 1)[-1], *names))
-    inner = (*(place for name in own for place in (name, f"images/{name}")), "images")
-    bases = truth.parent, truth.parent.parent
-    places = [truth.parent, *(base / name for base in bases for name in inner)]
-    entries = read_json(truth).get("images")
-    entries = (
-        [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    )
-    some = [str(entry.get("file_name")) for entry in entries[:: max(1, len(entries) // 100)]]
-    count = lambda place: sum((place / name).is_file() for name in some)
-    return max(places, key=count)  # the first of equals
-
-def find_split(
-    data: str | os.PathLike,
-    split: str,
-    kind: str,                # of the file: "instances" or "panoptic"
-) -> tuple[Path, Path]:       # folder of the images, annotation file
-    """Where a split's images and truth lie: `annotations/instances_{split}.json` beside `{split}/`,
-    as COCO has them; `{split}/_annotations.coco.json`, as Roboflow exports them; or an annotation
-    file by its own name.
-
-    Args:
-        data (str | os.PathLike)
-        split (str)
-        kind (str): of the file: "instances" or "panoptic"
-
-    Returns:
-        tuple[Path, Path]: folder of the images, annotation file
-
-    Raises:
-        FileNotFoundError: says what was looked for, and what is there.
-    """
-    data = Path(data)
-    if data.is_file(): return _images_of(data, SPLITS.get(split, (split,))), data
-    files = ["annotations/{kind}_{name}.json"] + ["{name}/_annotations.coco.json"] * (
-        kind == "instances"
-    )
-    candidates = [
-        (data / name, data / file.format(kind=kind, name=name))
-        for name in SPLITS.get(split, (split,)) for file in files
-    ]
-    for images, truth in candidates:
-        inner = data / "images" / images.name  # as CVAT and others have it
-        if truth.is_file(): return inner if inner.is_dir() and not images.is_dir() else images, truth
-    there = (
-        sorted(str(path.relative_to(data)) for path in data.glob("**/*.json"))[:10]
-        if data.is_dir()
-        else []
-    )
-    raise FileNotFoundError(
-        f"{data}: no {split} split. Looked for {', '.join(str(p.relative_to(data)) for _, p in candidates)}; "
-        + (f"there is {', '.join(there)}" if there else "there is no JSON file" if data.is_dir() else "no such folder")
-        + ". An annotation file of another name can be given itself"
-    )
-
-def open_split(
-    data: str | os.PathLike,    # folder, or an annotation file
-    split: str,                 # train, val
-    panoptic: bool = False,     # segments, from `annotations/panoptic_*.json` and the PNGs in `panoptic_{split}/`
-    skip_missing: bool = False, # leave out images without a file, with a warning
-) -> CocoDetection | CocoPanoptic:
-    """A split of a COCO folder: images in `{split}/` or `{split}2017/`, truth in `annotations/`; or
-    as Roboflow exports it.
-
-    Args:
-        data (str | os.PathLike): folder, or an annotation file
-        split (str): train, val
-        panoptic (bool): segments, from `annotations/panoptic_*.json` and the PNGs in
-            `panoptic_{split}/`. Defaults to False.
-        skip_missing (bool): leave out images without a file, with a warning. Defaults to False.
-
-    Returns:
-        CocoDetection | CocoPanoptic
-
-    Raises:
-        FileNotFoundError: where there is none.
-        ValueError: with all that is wrong in its file.
-    """
-    images, truth = find_split(data, split, "panoptic" if panoptic else "instances")
-    if not panoptic: return CocoDetection(images, truth, skip_missing=skip_missing)
-    name = truth.stem.removeprefix("panoptic_")
-    folders = truth.parent.parent / f"panoptic_{name}", truth.parent / f"panoptic_{name}"
-    pngs = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return CocoPanoptic(images, pngs, truth, skip_missing=skip_missing)
 
 # %% ../nbs/96_datasets.ipynb #conv9601
 class Classes(NamedTuple):
@@ -698,24 +603,100 @@ def convert_dataset(
     write_json(data, path)
     return path
 
-# %% ../nbs/96_datasets.ipynb #31dbbab4
-def clashing_names(first: Mapping[int, str], second: Mapping[int, str]) -> list[str]:
-    """Categories that two splits name differently, or number differently.
+# %% ../nbs/96_datasets.ipynb #5f1df68a
+SPLITS = {
+    "train": ("train", "train2017"),
+    "val": ("val", "val2017", "valid", "validation"),
+    "test": ("test", "test2017"),
+}
+
+def _images_of(truth: Path, names: Sequence[str]) -> Path:
+    """The folder with most of the images that an annotation file names: beside it, named like the
+    file (`instances_X`: `X`), like a split, or `images`; and the same one folder higher."""
+    own = dict.fromkeys((truth.stem.split("_", 1)[-1], *names))
+    inner = (*(place for name in own for place in (name, f"images/{name}")), "images")
+    bases = truth.parent, truth.parent.parent
+    places = [truth.parent, *(base / name for base in bases for name in inner)]
+    entries = read_json(truth).get("images")
+    entries = (
+        [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    )
+    some = [str(entry.get("file_name")) for entry in entries[:: max(1, len(entries) // 100)]]
+    count = lambda place: sum((place / name).is_file() for name in some)
+    return max(places, key=count)  # the first of equals
+
+def find_split(
+    data: str | os.PathLike,
+    split: str,
+    kind: str,                # of the file: "instances" or "panoptic"
+) -> tuple[Path, Path]:       # folder of the images, annotation file
+    """Where a split's images and truth lie: `annotations/instances_{split}.json` beside `{split}/`,
+    as COCO has them; `{split}/_annotations.coco.json`, as Roboflow exports them; or an annotation
+    file by its own name.
 
     Args:
-        first (Mapping[int, str])
-        second (Mapping[int, str])
+        data (str | os.PathLike)
+        split (str)
+        kind (str): of the file: "instances" or "panoptic"
 
     Returns:
-        list[str]
+        tuple[Path, Path]: folder of the images, annotation file
+
+    Raises:
+        FileNotFoundError: says what was looked for, and what is there.
     """
-    both = sorted(first.keys() & second.keys())
-    found = [f"{i} is {first[i]!r} and {second[i]!r}" for i in both if first[i] != second[i]]
-    other = {name: i for i, name in first.items()}
-    return found + [
-        f"{name!r} has the numbers {other[name]} and {i}" for i, name in sorted(second.items())
-        if name in other and i not in first
+    data = Path(data)
+    if data.is_file(): return _images_of(data, SPLITS.get(split, (split,))), data
+    files = ["annotations/{kind}_{name}.json"] + ["{name}/_annotations.coco.json"] * (
+        kind == "instances"
+    )
+    candidates = [
+        (data / name, data / file.format(kind=kind, name=name))
+        for name in SPLITS.get(split, (split,)) for file in files
     ]
+    for images, truth in candidates:
+        inner = data / "images" / images.name  # as CVAT and others have it
+        if truth.is_file(): return inner if inner.is_dir() and not images.is_dir() else images, truth
+    there = (
+        sorted(str(path.relative_to(data)) for path in data.glob("**/*.json"))[:10]
+        if data.is_dir()
+        else []
+    )
+    raise FileNotFoundError(
+        f"{data}: no {split} split. Looked for {', '.join(str(p.relative_to(data)) for _, p in candidates)}; "
+        + (f"there is {', '.join(there)}" if there else "there is no JSON file" if data.is_dir() else "no such folder")
+        + ". An annotation file of another name can be given itself"
+    )
+
+def open_split(
+    data: str | os.PathLike,    # folder, or an annotation file
+    split: str,                 # train, val
+    panoptic: bool = False,     # segments, from `annotations/panoptic_*.json` and the PNGs in `panoptic_{split}/`
+    skip_missing: bool = False, # leave out images without a file, with a warning
+) -> CocoDetection | CocoPanoptic:
+    """A split of a COCO folder: images in `{split}/` or `{split}2017/`, truth in `annotations/`; or
+    as Roboflow exports it.
+
+    Args:
+        data (str | os.PathLike): folder, or an annotation file
+        split (str): train, val
+        panoptic (bool): segments, from `annotations/panoptic_*.json` and the PNGs in
+            `panoptic_{split}/`. Defaults to False.
+        skip_missing (bool): leave out images without a file, with a warning. Defaults to False.
+
+    Returns:
+        CocoDetection | CocoPanoptic
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: with all that is wrong in its file.
+    """
+    images, truth = find_split(data, split, "panoptic" if panoptic else "instances")
+    if not panoptic: return CocoDetection(images, truth, skip_missing=skip_missing)
+    name = truth.stem.removeprefix("panoptic_")
+    folders = truth.parent.parent / f"panoptic_{name}", truth.parent / f"panoptic_{name}"
+    pngs = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return CocoPanoptic(images, pngs, truth, skip_missing=skip_missing)
 
 # %% ../nbs/96_datasets.ipynb #split962
 def split_dataset(
@@ -900,6 +881,25 @@ def name_faults(names: Sequence[str]) -> Iterator[Fault]:
     for name in names: alike[" ".join(name.lower().split())].append(name)
     several = (same for same in alike.values() if len(same) > 1)
     yield from (("note", f"names of classes that hardly differ: {same}") for same in several)
+
+# %% ../nbs/96_datasets.ipynb #31dbbab4
+def clashing_names(first: Mapping[int, str], second: Mapping[int, str]) -> list[str]:
+    """Categories that two splits name differently, or number differently.
+
+    Args:
+        first (Mapping[int, str])
+        second (Mapping[int, str])
+
+    Returns:
+        list[str]
+    """
+    both = sorted(first.keys() & second.keys())
+    found = [f"{i} is {first[i]!r} and {second[i]!r}" for i in both if first[i] != second[i]]
+    other = {name: i for i, name in first.items()}
+    return found + [
+        f"{name!r} has the numbers {other[name]} and {i}" for i, name in sorted(second.items())
+        if name in other and i not in first
+    ]
 
 # %% ../nbs/96_datasets.ipynb #f30234c8
 def check_split(

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 # %% auto #0
 __all__ = [
-    "Inspection", "run_detector", "answers_without", "inspect_image", "query_names", "mass_inside",
-    "matching_costs", "name_targets", "draw_query", "draw_pixel", "move_box", "loss_parts",
-    "draw_matching", "read_record", "Recorder", "nms_keep_mask", "count_duplicates",
-    "draw_threshold", "explore_query", "explore_pixel", "explore_matching", "explore_training",
-    "explore_threshold"
+    "Inspection", "inspect_image", "answers_without", "query_names", "mass_inside",
+    "matching_costs", "name_targets", "move_box", "loss_parts", "nms_keep_mask",
+    "count_duplicates", "read_record", "Recorder", "run_detector", "draw_query", "draw_pixel",
+    "draw_matching", "draw_threshold", "explore_query", "explore_pixel", "explore_matching",
+    "explore_training", "explore_threshold"
 ]
 
 # %% ../nbs/50_explore.ipynb #f45f3b17
@@ -107,63 +107,6 @@ class Inspection:
         scores, labels = self.logits.softmax(-1)[:, :-1].max(-1)
         return scores.numpy(), labels.numpy()
 
-# %% ../nbs/50_explore.ipynb #runs5001
-def run_detector(
-    model: DetrForObjectDetection | DetrForSegmentation,
-    batch: Any,                   # pixel_values (B, 3, H, W) and pixel_mask (B, H, W)
-) -> tuple[Any, Any, Any]:  # states and attention; logits and boxes; rows and columns of the map
-    """What a detector does with a batch, attention included.
-
-    Args:
-        model (DetrForObjectDetection | DetrForSegmentation)
-        batch (Any): pixel_values (B, 3, H, W) and pixel_mask (B, H, W)
-
-    Returns:
-        tuple[Any, Any, Any]: states and attention; logits and boxes; rows and columns of the map
-    """
-    detector = model.detr if isinstance(model, DetrForSegmentation) else model
-    with evaluating(model):
-        features, tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)
-        hidden = transform(detector.model, tokens, output_attentions=True)
-    return (
-        hidden,
-        predict_from(detector, hidden.last_hidden_state[None]),
-        tuple(features[-1][0].shape[-2:]),
-    )
-
-# %% ../nbs/50_explore.ipynb #runs5002
-@torch.inference_mode()
-def answers_without(
-    model: DetrForObjectDetection | DetrForSegmentation,
-    batch: Any,              # of one image: pixel_values (1, 3, H, W) and pixel_mask (1, H, W)
-    hidden: Tensor,          # (K, h·w) bool, cells row by row: in each of K trials the decoder may not read these
-) -> tuple[Tensor, Tensor]:  # class probabilities (K, N, C + 1); boxes (K, N, 4), centre and size in 0…1
-    """What a detector says when cells of its map are hidden from the queries, K times. (The encoder
-    has seen them.)
-
-    Args:
-        model (DetrForObjectDetection | DetrForSegmentation)
-        batch (Any): of one image: pixel_values (1, 3, H, W) and pixel_mask (1, H, W)
-        hidden (Tensor): (K, h·w) bool, cells row by row: in each of K trials the decoder may not
-            read these
-
-    Returns:
-        tuple[Tensor, Tensor]: class probabilities (K, N, C + 1); boxes (K, N, 4), centre and size
-            in 0…1
-    """
-    detector = model.detr if isinstance(model, DetrForSegmentation) else model
-    with evaluating(model):
-        tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)[1]
-        queries = detector.model.query_position_embeddings.weight.expand(len(hidden), -1, -1)
-        memory = detector.model.encoder(*tokens)[0][-1]  # (1, h·w, d): one for all trials
-        left = tokens.mask & ~hidden.to(tokens.mask.device)
-        states = detector.model.decoder(
-            torch.zeros_like(queries), queries, memory, tokens.positions, left
-        ).last
-    return detector.class_labels_classifier(states).softmax(-1), detector.bbox_predictor(
-        states
-    ).sigmoid()
-
 # %% ../nbs/50_explore.ipynb #a87c7457
 @torch.inference_mode()
 def inspect_image(
@@ -203,6 +146,39 @@ def inspect_image(
         shown, model.config, predictions["logits"][0].float().cpu(), predictions["pred_boxes"][0].float().cpu(),
         torch.tensor(sides).flip(0).repeat(2) / share, (height, width), cross, encoder, target,
     )
+
+# %% ../nbs/50_explore.ipynb #runs5002
+@torch.inference_mode()
+def answers_without(
+    model: DetrForObjectDetection | DetrForSegmentation,
+    batch: Any,              # of one image: pixel_values (1, 3, H, W) and pixel_mask (1, H, W)
+    hidden: Tensor,          # (K, h·w) bool, cells row by row: in each of K trials the decoder may not read these
+) -> tuple[Tensor, Tensor]:  # class probabilities (K, N, C + 1); boxes (K, N, 4), centre and size in 0…1
+    """What a detector says when cells of its map are hidden from the queries, K times. (The encoder
+    has seen them.)
+
+    Args:
+        model (DetrForObjectDetection | DetrForSegmentation)
+        batch (Any): of one image: pixel_values (1, 3, H, W) and pixel_mask (1, H, W)
+        hidden (Tensor): (K, h·w) bool, cells row by row: in each of K trials the decoder may not
+            read these
+
+    Returns:
+        tuple[Tensor, Tensor]: class probabilities (K, N, C + 1); boxes (K, N, 4), centre and size
+            in 0…1
+    """
+    detector = model.detr if isinstance(model, DetrForSegmentation) else model
+    with evaluating(model):
+        tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)[1]
+        queries = detector.model.query_position_embeddings.weight.expand(len(hidden), -1, -1)
+        memory = detector.model.encoder(*tokens)[0][-1]  # (1, h·w, d): one for all trials
+        left = tokens.mask & ~hidden.to(tokens.mask.device)
+        states = detector.model.decoder(
+            torch.zeros_like(queries), queries, memory, tokens.positions, left
+        ).last
+    return detector.class_labels_classifier(states).softmax(-1), detector.bbox_predictor(
+        states
+    ).sigmoid()
 
 # %% ../nbs/50_explore.ipynb #3393950e
 def query_names(
@@ -284,6 +260,192 @@ def name_targets(inspection: Inspection) -> list[str]:
     return [
         class_name(label, inspection.config) for label in inspection.target["class_labels"].tolist()
     ]
+
+# %% ../nbs/50_explore.ipynb #f562a23d
+def move_box(
+    inspection: Inspection,
+    query: int,
+    right: float, down: float,  # pixels of `inspection.image`
+    size: float = 1,            # factor of width and height
+) -> Tensor:                    # (N, 4)
+    """All predicted boxes, one of them moved.
+
+    Args:
+        inspection (Inspection)
+        query (int)
+        right (float): pixels of `inspection.image`
+        down (float): pixels of `inspection.image`
+        size (float): factor of width and height. Defaults to 1.
+
+    Returns:
+        Tensor: (N, 4)
+    """
+    boxes = inspection.boxes.clone()
+    boxes[query, :2] += torch.tensor([right, down]) / inspection.scale[:2]
+    boxes[query, 2:] *= size
+    return boxes
+
+@torch.inference_mode()
+def loss_parts(
+    inspection: Inspection,
+    boxes: Tensor,  # (N, 4) in place of the model's own
+) -> dict[str, float]:
+    """The parts of the loss, weighted as they are summed.
+
+    Args:
+        inspection (Inspection)
+        boxes (Tensor): (N, 4) in place of the model's own
+
+    Returns:
+        dict[str, float]
+    """
+    c = inspection.config
+    criterion = DetrLoss(
+        HungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost), c.num_labels, c.eos_coefficient
+    )
+    parts = criterion(
+        {"logits": inspection.logits[None], "pred_boxes": boxes[None]}, [inspection.target]
+    )
+    return {
+        "class": float(parts["loss_ce"]), "L1": c.bbox_loss_coefficient * float(parts["loss_bbox"]),
+        "GIoU": c.giou_loss_coefficient * float(parts["loss_giou"]),
+    }
+
+# %% ../nbs/50_explore.ipynb #17f8c6bf
+def nms_keep_mask(inspection: Inspection, overlap: float = 0.5) -> np.ndarray:  # (N,) bool
+    """Which queries non-maximum suppression would keep, class by class.
+
+    Args:
+        inspection (Inspection)
+        overlap (float): Defaults to 0.5.
+
+    Returns:
+        np.ndarray: (N,) bool
+    """
+    boxes, scores, labels = map(
+        torch.from_numpy, (inspection.corners(inspection.boxes), *inspection.best())
+    )
+    return np.isin(
+        np.arange(len(boxes)), torchvision.ops.batched_nms(boxes, scores, labels, overlap).numpy()
+    )
+
+def count_duplicates(inspection: Inspection, threshold: float, overlap: float = 0.5) -> int:
+    """How many pairs of boxes above a threshold have one class and overlap by more than `overlap`.
+
+    Args:
+        inspection (Inspection)
+        threshold (float)
+        overlap (float): Defaults to 0.5.
+
+    Returns:
+        int
+    """
+    scores, labels = inspection.best()
+    kept = scores > threshold
+    corners = torch.from_numpy(inspection.corners(inspection.boxes)[kept])
+    same = labels[kept][:, None] == labels[kept]
+    return int(np.triu(same & (box_iou(corners, corners).numpy() > overlap), 1).sum())
+
+# %% ../nbs/50_explore.ipynb #29105d5f
+def read_record(
+    path: str | os.PathLike = ASSETS / "scenes" / "record.npz",
+    images: Sequence | None = None,         # the images that were recorded; None: the scenes of the embedded record
+    config: DetrConfig | None = None,       # of the model that was trained; None: the embedded one's
+) -> Record:
+    """A training record and its images.
+
+    Args:
+        path (str | os.PathLike): Defaults to ASSETS / "scenes" / "record.npz".
+        images (Sequence | None): the images that were recorded; None: the scenes of the embedded
+            record
+        config (DetrConfig | None): of the model that was trained; None: the embedded one's
+
+    Returns:
+        Record
+
+    Raises:
+        ValueError: where their numbers differ.
+    """
+    images = [image for image, _ in SceneDetection(16, seed=4, split="val")] if images is None else images
+    with np.load(path) as file:
+        step, boxes, probabilities, attention = (
+            file[k] for k in ("step", "boxes", "probabilities", "attention")
+        )
+    if len(images) != boxes.shape[1]:
+        raise ValueError(
+            f"images: {len(images)} images, {boxes.shape[1]} in {path}: want those that were recorded"
+        )
+    return Record(
+        [to_uint8_image(image) for image in images], config or DetrConfig.from_pretrained("scenes"), step,
+        boxes.astype(float), probabilities / 255, attention,
+    )
+
+# %% ../nbs/50_explore.ipynb #fd138134
+class Recorder:
+    """What every query predicts for a few images at several moments of a training, kept in one
+    small file.
+
+    Args:
+        path (str | os.PathLike)
+        dataset (Any)
+        processor (DetrImageProcessor)
+    """
+    def __init__(self, path: str | os.PathLike, dataset: Any, processor: DetrImageProcessor):
+        self.path = Path(path)
+        self.batch = processor.collate(
+            [processor.encode(dataset[i][0]) for i in range(len(dataset))]
+        )
+
+    @torch.inference_mode()
+    def __call__(self, step: int, model: nn.Module) -> None:
+        """Keep boxes (P, N, 4) float16, probabilities (P, N, C + 1) and the last layer's
+        cross-attention (P, N, h, w), mean of heads over its maximum, both in 0…255.
+
+        Args:
+            step (int)
+            model (nn.Module)
+        """
+        hidden, predictions, cells = run_detector(
+            model, BatchFeature(self.batch).to(next(model.parameters()).device)
+        )
+        attention = hidden.cross_attentions[-1].mean(1)
+        attention = (attention / attention.amax(-1, keepdim=True)).unflatten(-1, cells)
+        moments = {name: values[None].cpu().numpy() for name, values in {
+            "step": torch.tensor(step), "boxes": predictions["pred_boxes"].half(),
+            "probabilities": (predictions["logits"].softmax(-1) * 255).round().byte(),
+            "attention": (attention * 255).round().byte(),
+        }.items()}
+        if self.path.exists():
+            with np.load(self.path) as old:
+                moments = {
+                    k: np.append(old[k][old["step"] < step], new, 0) for k, new in moments.items()
+                }
+        with atomic(self.path) as part:
+            np.savez_compressed(part, **moments)
+
+# %% ../nbs/50_explore.ipynb #runs5001
+def run_detector(
+    model: DetrForObjectDetection | DetrForSegmentation,
+    batch: Any,                   # pixel_values (B, 3, H, W) and pixel_mask (B, H, W)
+) -> tuple[Any, Any, Any]:  # states and attention; logits and boxes; rows and columns of the map
+    """What a detector does with a batch, attention included.
+
+    Args:
+        model (DetrForObjectDetection | DetrForSegmentation)
+        batch (Any): pixel_values (B, 3, H, W) and pixel_mask (B, H, W)
+
+    Returns:
+        tuple[Any, Any, Any]: states and attention; logits and boxes; rows and columns of the map
+    """
+    detector = model.detr if isinstance(model, DetrForSegmentation) else model
+    with evaluating(model):
+        features, tokens = image_tokens(detector.model, batch.pixel_values, batch.pixel_mask)
+        hidden = transform(detector.model, tokens, output_attentions=True)
+    return (
+        hidden,
+        predict_from(detector, hidden.last_hidden_state[None]),
+        tuple(features[-1][0].shape[-2:]),
+    )
 
 # %% ../nbs/50_explore.ipynb #ea3a830c
 def cost_bars(ax, inspection: Inspection, query: int) -> str:
@@ -396,56 +558,6 @@ def draw_pixel(
     )
     return figure
 
-# %% ../nbs/50_explore.ipynb #f562a23d
-def move_box(
-    inspection: Inspection,
-    query: int,
-    right: float, down: float,  # pixels of `inspection.image`
-    size: float = 1,            # factor of width and height
-) -> Tensor:                    # (N, 4)
-    """All predicted boxes, one of them moved.
-
-    Args:
-        inspection (Inspection)
-        query (int)
-        right (float): pixels of `inspection.image`
-        down (float): pixels of `inspection.image`
-        size (float): factor of width and height. Defaults to 1.
-
-    Returns:
-        Tensor: (N, 4)
-    """
-    boxes = inspection.boxes.clone()
-    boxes[query, :2] += torch.tensor([right, down]) / inspection.scale[:2]
-    boxes[query, 2:] *= size
-    return boxes
-
-@torch.inference_mode()
-def loss_parts(
-    inspection: Inspection,
-    boxes: Tensor,  # (N, 4) in place of the model's own
-) -> dict[str, float]:
-    """The parts of the loss, weighted as they are summed.
-
-    Args:
-        inspection (Inspection)
-        boxes (Tensor): (N, 4) in place of the model's own
-
-    Returns:
-        dict[str, float]
-    """
-    c = inspection.config
-    criterion = DetrLoss(
-        HungarianMatcher(c.class_cost, c.bbox_cost, c.giou_cost), c.num_labels, c.eos_coefficient
-    )
-    parts = criterion(
-        {"logits": inspection.logits[None], "pred_boxes": boxes[None]}, [inspection.target]
-    )
-    return {
-        "class": float(parts["loss_ce"]), "L1": c.bbox_loss_coefficient * float(parts["loss_bbox"]),
-        "GIoU": c.giou_loss_coefficient * float(parts["loss_giou"]),
-    }
-
 # %% ../nbs/50_explore.ipynb #4b125032
 def show_costs(
     ax, cost: Tensor, matched: Mapping[int, int], query: int, names: Sequence[str],
@@ -533,118 +645,6 @@ def draw_matching(
         f"The loss is {sum(now.values()):.2f}; with the model's own box it is {sum(own.values()):.2f}."
     )
     return figure
-
-# %% ../nbs/50_explore.ipynb #29105d5f
-def read_record(
-    path: str | os.PathLike = ASSETS / "scenes" / "record.npz",
-    images: Sequence | None = None,         # the images that were recorded; None: the scenes of the embedded record
-    config: DetrConfig | None = None,       # of the model that was trained; None: the embedded one's
-) -> Record:
-    """A training record and its images.
-
-    Args:
-        path (str | os.PathLike): Defaults to ASSETS / "scenes" / "record.npz".
-        images (Sequence | None): the images that were recorded; None: the scenes of the embedded
-            record
-        config (DetrConfig | None): of the model that was trained; None: the embedded one's
-
-    Returns:
-        Record
-
-    Raises:
-        ValueError: where their numbers differ.
-    """
-    images = [image for image, _ in SceneDetection(16, seed=4, split="val")] if images is None else images
-    with np.load(path) as file:
-        step, boxes, probabilities, attention = (
-            file[k] for k in ("step", "boxes", "probabilities", "attention")
-        )
-    if len(images) != boxes.shape[1]:
-        raise ValueError(
-            f"images: {len(images)} images, {boxes.shape[1]} in {path}: want those that were recorded"
-        )
-    return Record(
-        [to_uint8_image(image) for image in images], config or DetrConfig.from_pretrained("scenes"), step,
-        boxes.astype(float), probabilities / 255, attention,
-    )
-
-# %% ../nbs/50_explore.ipynb #fd138134
-class Recorder:
-    """What every query predicts for a few images at several moments of a training, kept in one
-    small file.
-
-    Args:
-        path (str | os.PathLike)
-        dataset (Any)
-        processor (DetrImageProcessor)
-    """
-    def __init__(self, path: str | os.PathLike, dataset: Any, processor: DetrImageProcessor):
-        self.path = Path(path)
-        self.batch = processor.collate(
-            [processor.encode(dataset[i][0]) for i in range(len(dataset))]
-        )
-
-    @torch.inference_mode()
-    def __call__(self, step: int, model: nn.Module) -> None:
-        """Keep boxes (P, N, 4) float16, probabilities (P, N, C + 1) and the last layer's
-        cross-attention (P, N, h, w), mean of heads over its maximum, both in 0…255.
-
-        Args:
-            step (int)
-            model (nn.Module)
-        """
-        hidden, predictions, cells = run_detector(
-            model, BatchFeature(self.batch).to(next(model.parameters()).device)
-        )
-        attention = hidden.cross_attentions[-1].mean(1)
-        attention = (attention / attention.amax(-1, keepdim=True)).unflatten(-1, cells)
-        moments = {name: values[None].cpu().numpy() for name, values in {
-            "step": torch.tensor(step), "boxes": predictions["pred_boxes"].half(),
-            "probabilities": (predictions["logits"].softmax(-1) * 255).round().byte(),
-            "attention": (attention * 255).round().byte(),
-        }.items()}
-        if self.path.exists():
-            with np.load(self.path) as old:
-                moments = {
-                    k: np.append(old[k][old["step"] < step], new, 0) for k, new in moments.items()
-                }
-        with atomic(self.path) as part:
-            np.savez_compressed(part, **moments)
-
-# %% ../nbs/50_explore.ipynb #17f8c6bf
-def nms_keep_mask(inspection: Inspection, overlap: float = 0.5) -> np.ndarray:  # (N,) bool
-    """Which queries non-maximum suppression would keep, class by class.
-
-    Args:
-        inspection (Inspection)
-        overlap (float): Defaults to 0.5.
-
-    Returns:
-        np.ndarray: (N,) bool
-    """
-    boxes, scores, labels = map(
-        torch.from_numpy, (inspection.corners(inspection.boxes), *inspection.best())
-    )
-    return np.isin(
-        np.arange(len(boxes)), torchvision.ops.batched_nms(boxes, scores, labels, overlap).numpy()
-    )
-
-def count_duplicates(inspection: Inspection, threshold: float, overlap: float = 0.5) -> int:
-    """How many pairs of boxes above a threshold have one class and overlap by more than `overlap`.
-
-    Args:
-        inspection (Inspection)
-        threshold (float)
-        overlap (float): Defaults to 0.5.
-
-    Returns:
-        int
-    """
-    scores, labels = inspection.best()
-    kept = scores > threshold
-    corners = torch.from_numpy(inspection.corners(inspection.boxes)[kept])
-    same = labels[kept][:, None] == labels[kept]
-    return int(np.triu(same & (box_iou(corners, corners).numpy() > overlap), 1).sum())
 
 # %% ../nbs/50_explore.ipynb #13c044a5
 def show_counts(ax, scores: np.ndarray, nms: np.ndarray) -> None:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = [
-    "MaskAttention", "MaskHead", "scale_attention_weights", "draw_masks", "DetrSegmentationOutput",
-    "DetrForSegmentation"
+    "MaskAttention", "MaskHead", "scale_attention_weights", "DetrSegmentationOutput",
+    "DetrForSegmentation", "draw_masks"
 ]
 
 # %% ../nbs/21_mask_head.ipynb #b694f5f2
@@ -152,195 +152,6 @@ def scale_attention_weights(model: DetrForSegmentation, factor: float = 256) -> 
         factor (float): Defaults to 256.
     """
     model.mask_head.get_parameter("lay1.weight")[:, model.config.d_model :] *= factor
-
-# %% ../nbs/21_mask_head.ipynb #c3a38608
-OUTSIDE = -100.0  # logit of a pixel that is no part of the image, or of a mask that nobody asked for
-
-def pad_to_canvas(
-    masks: Tensor,  # (K, h, w) logits of the image's part
-    height: int, width: int,
-) -> Tensor:        # (K, height, width)
-    """Masks with `OUTSIDE` around them. The last row and column are repeated once first, so that
-    enlarging the masks mixes no `OUTSIDE` into the image's edge.
-
-    Args:
-        masks (Tensor): (K, h, w) logits of the image's part
-        height (int)
-        width (int)
-
-    Returns:
-        Tensor: (K, height, width)
-    """
-    right, below = width - masks.shape[2], height - masks.shape[1]
-    if not right and not below: return masks
-    masks = pad(masks[None], (0, min(1, right), 0, min(1, below)), mode="replicate")[0]
-    return pad(masks, (0, max(0, right - 1), 0, max(0, below - 1)), value=OUTSIDE)
-
-def crop_padding(
-    level: Tensor,  # (C, h, w)
-    real: Tensor,   # (h, w) True where the image is, from the top left corner on
-) -> tuple[Tensor, Tensor]:
-    """The image's part of a feature map, and of its mask.
-
-    Args:
-        level (Tensor): (C, h, w)
-        real (Tensor): (h, w) True where the image is, from the top left corner on
-
-    Returns:
-        tuple[Tensor, Tensor]
-    """
-    rows, columns = int(real[:, 0].sum()), int(real[0].sum())
-    return level[:, :rows, :columns], real[:rows, :columns]
-
-# %% ../nbs/21_mask_head.ipynb #6e10e635
-def draw_masks(
-    model: DetrForSegmentation,                 # or whatever has its `mask_head`, `bbox_attention` and `config`
-    features: Sequence[tuple[Tensor, Tensor]],  # maps (B, C, h, w) and their masks (B, h, w), fine to coarse
-    tokens: Tokens,
-    memory: Tensor,                             # (B, S, d) the encoder's tokens
-    queries: Sequence[Tensor],                  # B of (K, d): states of the queries whose masks are wanted
-) -> list[Tensor]:                              # B of (K, h, w) logits
-    """Masks, image by image: what an image's queries share is done once, and no mask is drawn that
-    was not asked for.
-
-    Args:
-        model (DetrForSegmentation): or whatever has its `mask_head`, `bbox_attention` and `config`
-        features (Sequence[tuple[Tensor, Tensor]]): maps (B, C, h, w) and their masks (B, h, w),
-            fine to coarse
-        tokens (Tokens)
-        memory (Tensor): (B, S, d) the encoder's tokens
-        queries (Sequence[Tensor]): B of (K, d): states of the queries whose masks are wanted
-
-    Returns:
-        list[Tensor]: B of (K, h, w) logits
-    """
-    last, mask = features[-1]
-    grids = [x.mT.unflatten(2, last.shape[-2:]) for x in (tokens.features, memory)]
-    levels = [(grid, mask) for grid in grids] + list(features[-2:-5:-1])
-    height, width = levels[-1][0].shape[-2:]
-    result = []
-    for i, wanted in enumerate(queries):
-        (projected, real), (remembered, _), *pyramid = (
-            crop_padding(level[i], mask[i]) if model.config.batch_invariant else (level[i], mask[i])
-            for level, mask in levels
-        )
-        if len(wanted):
-            maps = model.bbox_attention(wanted, remembered, real)
-            masks = model.mask_head(projected, maps, [level for level, _ in pyramid])
-            result.append(pad_to_canvas(masks, height, width))
-        else:  # no mask, but a place in the graph
-            result.append(model.mask_head.out_lay.bias.view(-1, 1, 1).expand(1, height, width)[:0])
-    return result
-
-# %% ../nbs/21_mask_head.ipynb #32e9a51a
-def norm_inside(
-    norm: nn.GroupNorm,
-    x: Tensor,     # (B, N, C, h, w)
-    real: Tensor,  # (B, 1, 1, h, w) 1 where the image is, else 0
-) -> Tensor:       # (B, N, C, h, w) 0 outside
-    """Group norm over the cells of the image, as if the padding were not there.
-
-    Args:
-        norm (nn.GroupNorm)
-        x (Tensor): (B, N, C, h, w)
-        real (Tensor): (B, 1, 1, h, w) 1 where the image is, else 0
-
-    Returns:
-        Tensor: (B, N, C, h, w) 0 outside
-    """
-    groups, weight = x.unflatten(2, (norm.num_groups, -1)), real[:, :, None]  # (B, N, G, C/G, h, w)
-    total = lambda values: (values * weight).sum((-3, -2, -1), keepdim=True)
-    count = weight.sum((-3, -2, -1), keepdim=True) * groups.shape[3]
-    centred = groups - total(groups) / count
-    x = (centred * (total(centred.square()) / count + norm.eps).rsqrt()).flatten(2, 3)
-    return (x * norm.weight[:, None, None] + norm.bias[:, None, None]) * real
-
-def pick_cells(
-    x: Tensor,        # (B, N, C, h, w)
-    rows: Tensor,     # (B, H) which row of x each row of the result is
-    columns: Tensor,  # (B, W)
-) -> Tensor:          # (B, N, C, H, W)
-    """Rows and columns of maps, for each image its own.
-
-    Args:
-        x (Tensor): (B, N, C, h, w)
-        rows (Tensor): (B, H) which row of x each row of the result is
-        columns (Tensor): (B, W)
-
-    Returns:
-        Tensor: (B, N, C, H, W)
-    """
-    batch, queries, channels, _, width = x.shape
-    x = x.gather(3, rows[:, None, None, :, None].expand(batch, queries, channels, -1, width))
-    return x.gather(
-        4, columns[:, None, None, None].expand(batch, queries, channels, x.shape[3], -1)
-    )
-
-def draw_batch(
-    model: DetrForSegmentation,
-    features: Sequence[tuple[Tensor, Tensor]],  # maps (B, C, h, w) and their masks (B, h, w), fine to coarse
-    tokens: Tokens,
-    memory: Tensor,                             # (B, S, d) the encoder's tokens
-    queries: Tensor,                            # (B, N, d)
-) -> Tensor:                                    # (B, N, H, W) logits
-    """The masks of `draw_masks` without a number that Python has to know: for graphs.
-
-    Args:
-        model (DetrForSegmentation)
-        features (Sequence[tuple[Tensor, Tensor]]): maps (B, C, h, w) and their masks (B, h, w),
-            fine to coarse
-        tokens (Tokens)
-        memory (Tensor): (B, S, d) the encoder's tokens
-        queries (Tensor): (B, N, d)
-
-    Returns:
-        Tensor: (B, N, H, W) logits
-    """
-    head: Any = model.mask_head
-    attention, invariant = model.bbox_attention, model.config.batch_invariant
-    last, mask = features[-1]
-    batched = lambda layer, x: layer(x.flatten(0, 1)).unflatten(0, (-1, x.shape[1]))
-    inside = lambda mask, x: (mask if invariant else torch.ones_like(mask))[:, None, None].to(
-        x.dtype
-    )
-    active = lambda norm, x, real: (
-        head.activation(norm_inside(norm, x, real) if invariant else batched(norm, x)) * real
-    )
-    split = (attention.num_heads, -1)
-    q = attention.q_linear(queries).unflatten(-1, split).transpose(1, 2)     # (B, heads, N, d/heads)
-    k = attention.k_linear(memory).unflatten(-1, split).transpose(1, 2)      # (B, heads, h·w, d/heads)
-    scores = (q * q.shape[-1] ** -0.5 @ k.mT).masked_fill(
-        ~mask.flatten(1)[:, None, None], -torch.inf
-    )
-    maps = scores.transpose(1, 2).flatten(2).softmax(-1).unflatten(2, (attention.num_heads, *last.shape[-2:]))
-    real = inside(mask, maps)
-    grid = tokens.features.mT.unflatten(2, last.shape[-2:]) * real[:, 0]
-    shared, own = head.lay1.weight.split([grid.shape[1], attention.num_heads], dim=1)
-    x = batched(lambda maps: conv2d(maps, own, padding=1), maps)
-    x = x + conv2d(grid, shared, head.lay1.bias, padding=1)[:, None]
-    x = active(head.gn2, batched(head.lay2, active(head.gn1, x, real)), real)
-    for i, (level, mask) in enumerate(features[-2:-5:-1], start=1):
-        adapter, layer, norm = (
-            head.get_submodule(name) for name in (f"adapter{i}", f"lay{i + 2}", f"gn{i + 2}")
-        )
-        finer = inside(mask, x)
-        coarse_cells = [
-            (torch.arange(mask.shape[axis], device=x.device) * (old / new)).long().minimum(old - 1)
-            for axis in (1, 2)
-            for old, new in [[m[:, 0, 0].any(3 - axis).sum(1, keepdim=True) for m in (real, finer)]]
-        ]
-        real, x = finer, (adapter(level)[:, None] + pick_cells(x, *coarse_cells)) * finer
-        x = active(norm, batched(layer, x), real)
-    masks, sizes = (
-        batched(head.out_lay, x),
-        [real[:, 0, 0].any(3 - axis).sum(1, keepdim=True) for axis in (1, 2)],
-    )
-    places = [torch.arange(masks.shape[axis + 2], device=x.device) for axis in (1, 2)]
-    masks = pick_cells(masks, *(place.minimum(size - 1) for place, size in zip(places, sizes)))[
-        :, :, 0
-    ]
-    rows, columns = (place <= size for place, size in zip(places, sizes))
-    return masks.masked_fill(~(rows[:, None, :, None] & columns[:, None, None]), OUTSIDE)
 
 # %% ../nbs/21_mask_head.ipynb #0de9175f
 @dataclass(repr=False, eq=False)
@@ -597,3 +408,192 @@ class DetrForSegmentation(Pretrained):
             loss=loss, loss_dict=parts, **predictions, **hidden_fields(hidden)
         )
         return output.to_tuple() if return_dict is False else output
+
+# %% ../nbs/21_mask_head.ipynb #c3a38608
+OUTSIDE = -100.0  # logit of a pixel that is no part of the image, or of a mask that nobody asked for
+
+def pad_to_canvas(
+    masks: Tensor,  # (K, h, w) logits of the image's part
+    height: int, width: int,
+) -> Tensor:        # (K, height, width)
+    """Masks with `OUTSIDE` around them. The last row and column are repeated once first, so that
+    enlarging the masks mixes no `OUTSIDE` into the image's edge.
+
+    Args:
+        masks (Tensor): (K, h, w) logits of the image's part
+        height (int)
+        width (int)
+
+    Returns:
+        Tensor: (K, height, width)
+    """
+    right, below = width - masks.shape[2], height - masks.shape[1]
+    if not right and not below: return masks
+    masks = pad(masks[None], (0, min(1, right), 0, min(1, below)), mode="replicate")[0]
+    return pad(masks, (0, max(0, right - 1), 0, max(0, below - 1)), value=OUTSIDE)
+
+def crop_padding(
+    level: Tensor,  # (C, h, w)
+    real: Tensor,   # (h, w) True where the image is, from the top left corner on
+) -> tuple[Tensor, Tensor]:
+    """The image's part of a feature map, and of its mask.
+
+    Args:
+        level (Tensor): (C, h, w)
+        real (Tensor): (h, w) True where the image is, from the top left corner on
+
+    Returns:
+        tuple[Tensor, Tensor]
+    """
+    rows, columns = int(real[:, 0].sum()), int(real[0].sum())
+    return level[:, :rows, :columns], real[:rows, :columns]
+
+# %% ../nbs/21_mask_head.ipynb #6e10e635
+def draw_masks(
+    model: DetrForSegmentation,                 # or whatever has its `mask_head`, `bbox_attention` and `config`
+    features: Sequence[tuple[Tensor, Tensor]],  # maps (B, C, h, w) and their masks (B, h, w), fine to coarse
+    tokens: Tokens,
+    memory: Tensor,                             # (B, S, d) the encoder's tokens
+    queries: Sequence[Tensor],                  # B of (K, d): states of the queries whose masks are wanted
+) -> list[Tensor]:                              # B of (K, h, w) logits
+    """Masks, image by image: what an image's queries share is done once, and no mask is drawn that
+    was not asked for.
+
+    Args:
+        model (DetrForSegmentation): or whatever has its `mask_head`, `bbox_attention` and `config`
+        features (Sequence[tuple[Tensor, Tensor]]): maps (B, C, h, w) and their masks (B, h, w),
+            fine to coarse
+        tokens (Tokens)
+        memory (Tensor): (B, S, d) the encoder's tokens
+        queries (Sequence[Tensor]): B of (K, d): states of the queries whose masks are wanted
+
+    Returns:
+        list[Tensor]: B of (K, h, w) logits
+    """
+    last, mask = features[-1]
+    grids = [x.mT.unflatten(2, last.shape[-2:]) for x in (tokens.features, memory)]
+    levels = [(grid, mask) for grid in grids] + list(features[-2:-5:-1])
+    height, width = levels[-1][0].shape[-2:]
+    result = []
+    for i, wanted in enumerate(queries):
+        (projected, real), (remembered, _), *pyramid = (
+            crop_padding(level[i], mask[i]) if model.config.batch_invariant else (level[i], mask[i])
+            for level, mask in levels
+        )
+        if len(wanted):
+            maps = model.bbox_attention(wanted, remembered, real)
+            masks = model.mask_head(projected, maps, [level for level, _ in pyramid])
+            result.append(pad_to_canvas(masks, height, width))
+        else:  # no mask, but a place in the graph
+            result.append(model.mask_head.out_lay.bias.view(-1, 1, 1).expand(1, height, width)[:0])
+    return result
+
+# %% ../nbs/21_mask_head.ipynb #32e9a51a
+def norm_inside(
+    norm: nn.GroupNorm,
+    x: Tensor,     # (B, N, C, h, w)
+    real: Tensor,  # (B, 1, 1, h, w) 1 where the image is, else 0
+) -> Tensor:       # (B, N, C, h, w) 0 outside
+    """Group norm over the cells of the image, as if the padding were not there.
+
+    Args:
+        norm (nn.GroupNorm)
+        x (Tensor): (B, N, C, h, w)
+        real (Tensor): (B, 1, 1, h, w) 1 where the image is, else 0
+
+    Returns:
+        Tensor: (B, N, C, h, w) 0 outside
+    """
+    groups, weight = x.unflatten(2, (norm.num_groups, -1)), real[:, :, None]  # (B, N, G, C/G, h, w)
+    total = lambda values: (values * weight).sum((-3, -2, -1), keepdim=True)
+    count = weight.sum((-3, -2, -1), keepdim=True) * groups.shape[3]
+    centred = groups - total(groups) / count
+    x = (centred * (total(centred.square()) / count + norm.eps).rsqrt()).flatten(2, 3)
+    return (x * norm.weight[:, None, None] + norm.bias[:, None, None]) * real
+
+def pick_cells(
+    x: Tensor,        # (B, N, C, h, w)
+    rows: Tensor,     # (B, H) which row of x each row of the result is
+    columns: Tensor,  # (B, W)
+) -> Tensor:          # (B, N, C, H, W)
+    """Rows and columns of maps, for each image its own.
+
+    Args:
+        x (Tensor): (B, N, C, h, w)
+        rows (Tensor): (B, H) which row of x each row of the result is
+        columns (Tensor): (B, W)
+
+    Returns:
+        Tensor: (B, N, C, H, W)
+    """
+    batch, queries, channels, _, width = x.shape
+    x = x.gather(3, rows[:, None, None, :, None].expand(batch, queries, channels, -1, width))
+    return x.gather(
+        4, columns[:, None, None, None].expand(batch, queries, channels, x.shape[3], -1)
+    )
+
+def draw_batch(
+    model: DetrForSegmentation,
+    features: Sequence[tuple[Tensor, Tensor]],  # maps (B, C, h, w) and their masks (B, h, w), fine to coarse
+    tokens: Tokens,
+    memory: Tensor,                             # (B, S, d) the encoder's tokens
+    queries: Tensor,                            # (B, N, d)
+) -> Tensor:                                    # (B, N, H, W) logits
+    """The masks of `draw_masks` without a number that Python has to know: for graphs.
+
+    Args:
+        model (DetrForSegmentation)
+        features (Sequence[tuple[Tensor, Tensor]]): maps (B, C, h, w) and their masks (B, h, w),
+            fine to coarse
+        tokens (Tokens)
+        memory (Tensor): (B, S, d) the encoder's tokens
+        queries (Tensor): (B, N, d)
+
+    Returns:
+        Tensor: (B, N, H, W) logits
+    """
+    head: Any = model.mask_head
+    attention, invariant = model.bbox_attention, model.config.batch_invariant
+    last, mask = features[-1]
+    batched = lambda layer, x: layer(x.flatten(0, 1)).unflatten(0, (-1, x.shape[1]))
+    inside = lambda mask, x: (mask if invariant else torch.ones_like(mask))[:, None, None].to(
+        x.dtype
+    )
+    active = lambda norm, x, real: (
+        head.activation(norm_inside(norm, x, real) if invariant else batched(norm, x)) * real
+    )
+    split = (attention.num_heads, -1)
+    q = attention.q_linear(queries).unflatten(-1, split).transpose(1, 2)     # (B, heads, N, d/heads)
+    k = attention.k_linear(memory).unflatten(-1, split).transpose(1, 2)      # (B, heads, h·w, d/heads)
+    scores = (q * q.shape[-1] ** -0.5 @ k.mT).masked_fill(
+        ~mask.flatten(1)[:, None, None], -torch.inf
+    )
+    maps = scores.transpose(1, 2).flatten(2).softmax(-1).unflatten(2, (attention.num_heads, *last.shape[-2:]))
+    real = inside(mask, maps)
+    grid = tokens.features.mT.unflatten(2, last.shape[-2:]) * real[:, 0]
+    shared, own = head.lay1.weight.split([grid.shape[1], attention.num_heads], dim=1)
+    x = batched(lambda maps: conv2d(maps, own, padding=1), maps)
+    x = x + conv2d(grid, shared, head.lay1.bias, padding=1)[:, None]
+    x = active(head.gn2, batched(head.lay2, active(head.gn1, x, real)), real)
+    for i, (level, mask) in enumerate(features[-2:-5:-1], start=1):
+        adapter, layer, norm = (
+            head.get_submodule(name) for name in (f"adapter{i}", f"lay{i + 2}", f"gn{i + 2}")
+        )
+        finer = inside(mask, x)
+        coarse_cells = [
+            (torch.arange(mask.shape[axis], device=x.device) * (old / new)).long().minimum(old - 1)
+            for axis in (1, 2)
+            for old, new in [[m[:, 0, 0].any(3 - axis).sum(1, keepdim=True) for m in (real, finer)]]
+        ]
+        real, x = finer, (adapter(level)[:, None] + pick_cells(x, *coarse_cells)) * finer
+        x = active(norm, batched(layer, x), real)
+    masks, sizes = (
+        batched(head.out_lay, x),
+        [real[:, 0, 0].any(3 - axis).sum(1, keepdim=True) for axis in (1, 2)],
+    )
+    places = [torch.arange(masks.shape[axis + 2], device=x.device) for axis in (1, 2)]
+    masks = pick_cells(masks, *(place.minimum(size - 1) for place, size in zip(places, sizes)))[
+        :, :, 0
+    ]
+    rows, columns = (place <= size for place, size in zip(places, sizes))
+    return masks.masked_fill(~(rows[:, None, :, None] & columns[:, None, None]), OUTSIDE)

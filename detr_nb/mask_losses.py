@@ -67,7 +67,7 @@ def dice_loss(
 def mask_losses(
     logits: Tensor,            # (M, h, w) predicted masks, at the resolution of the mask head
     targets: Tensor,           # (M, H, W) true masks
-    num_boxes: float | Tensor,
+    num_boxes: float | Tensor, # what the sums over masks are divided by
 ) -> dict[str, Tensor]:
     """`loss_mask` (focal) and `loss_dice`, at the resolution of the truth: predictions are enlarged
     bilinearly.
@@ -75,16 +75,18 @@ def mask_losses(
     Args:
         logits (Tensor): (M, h, w) predicted masks, at the resolution of the mask head
         targets (Tensor): (M, H, W) true masks
-        num_boxes (float | Tensor)
+        num_boxes (float | Tensor): what the sums over masks are divided by
 
     Returns:
         dict[str, Tensor]
 
     Raises:
-        ValueError: unless there are as many of each.
+        ValueError: unless there are as many of each, and for masks of 0 and 255.
     """
     if len(logits) != len(targets):
         raise ValueError(f"{len(logits)} predicted masks, {len(targets)} true ones: want as many")
+    if not (targets.is_floating_point() or targets.dtype == torch.bool) and targets.numel() and targets.max() > 1:
+        raise ValueError(f"targets hold numbers up to {targets.max()}: want 0 and 1")
     logits = interpolate(logits[:, None], targets.shape[-2:], mode="bilinear", align_corners=False)[
         :, 0
     ]

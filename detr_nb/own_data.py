@@ -33,8 +33,8 @@ from .visualization import draw_box, show_boxes
 
 # %% auto #0
 __all__ = [
-    "ORIGINAL_REGULARISATION", "KINDS", "coco_config", "start_training", "sort_answers",
-    "review_answers", "compare_coins"
+    "KINDS", "ORIGINAL_REGULARISATION", "sort_answers", "review_answers", "start_training",
+    "coco_config", "compare_coins"
 ]
 
 # %% ../nbs/42_own_data.ipynb #3a6a9c75
@@ -111,159 +111,6 @@ def cut_squares(
         pieces.append(cut)
     write_coco(folder, split, table, labels=["coin"])
     return pieces
-
-# %% ../nbs/42_own_data.ipynb #3d2c09cb
-@torch.no_grad()
-def init_class_head(
-    network: DetrForObjectDetection | DetrForSegmentation,  # its class head is set
-    old: DetrForObjectDetection | DetrForSegmentation,      # the checkpoint that it comes from
-) -> None:
-    """A class head of what the old one knows. A class of the same name is taken over. Any other
-    begins as the mean of the old things: it knows what an object is, but not yet which. "Nothing"
-    stays "nothing", and ids without a category begin as what nobody is.
-
-    Args:
-        network (DetrForObjectDetection | DetrForSegmentation): its class head is set
-        old (DetrForObjectDetection | DetrForSegmentation): the checkpoint that it comes from
-    """
-    models = (m.detr if isinstance(m, DetrForSegmentation) else m for m in (network, old))
-    new_head, old_head = (m.class_labels_classifier for m in models)
-    known = old.config.id2label
-    same = {name: i for i, name in known.items() if name != "N/A"}
-    named = [i for i, name in known.items() if name != "N/A"]
-    things = [i for i in named if i not in (old.config.stuff_ids or ())] or named
-    unused = [i for i, name in known.items() if name == "N/A"]
-    for new, values, lower in ((new_head.weight, old_head.weight, 0), (new_head.bias, old_head.bias, 10)):
-        mean = values[things].mean(0)
-        nobody = values[unused].mean(0) if unused else mean - lower  # a bias lower by 10: e¹⁰ times less likely
-        for i, name in network.config.id2label.items():
-            new[i] = nobody if name == "N/A" else values[same[name]] if name in same else mean
-        new[-1] = values[-1]
-
-# %% ../nbs/42_own_data.ipynb #quer42aa
-@torch.no_grad()
-def init_queries(
-    network: DetrForObjectDetection | DetrForSegmentation,  # its queries are set
-    old: DetrForObjectDetection | DetrForSegmentation,      # the checkpoint that it comes from
-) -> None:
-    """Another number of queries: the old ones over and over, each further time a little different.
-
-    Args:
-        network (DetrForObjectDetection | DetrForSegmentation): its queries are set
-        old (DetrForObjectDetection | DetrForSegmentation): the checkpoint that it comes from
-    """
-    models = (m.detr if isinstance(m, DetrForSegmentation) else m for m in (network, old))
-    new, known = (m.model.query_position_embeddings.weight for m in models)
-    noise = torch.randn(new.shape, generator=torch.Generator().manual_seed(0)) * known.std() / 10
-    again = torch.arange(len(new)) >= len(known)
-    new.copy_(known[torch.arange(len(new)) % len(known)] + noise * again[:, None])
-
-# %% ../nbs/42_own_data.ipynb #cb199329
-def read_stuff_ids(dataset) -> list[int] | None:
-    """Ids of the stuff categories, where the data tells things from stuff.
-
-    Args:
-        dataset
-
-    Returns:
-        list[int] | None
-    """
-    coco = getattr(dataset, "coco", None)  # which a dataset of one's own need not have
-    categories = (
-        dataset.data["categories"] if hasattr(dataset, "data") else coco.dataset["categories"] if coco else [{}]
-    )
-    return (
-        [c["id"] for c in categories if not c["isthing"]]
-        if all("isthing" in c for c in categories)
-        else None
-    )
-
-# %% ../nbs/42_own_data.ipynb #69c23997
-ORIGINAL_REGULARISATION = {"auxiliary_loss": True, "attention_dropout": 0.1, "activation_dropout": 0.1}
-
-
-def coco_config(**changes) -> DetrConfig:
-    """The published network as the original trains it: auxiliary losses, dropout inside attention
-    and perceptron too.
-
-    Args:
-        **changes
-
-    Returns:
-        DetrConfig
-    """
-    return DetrConfig(**ORIGINAL_REGULARISATION | changes)
-
-# %% ../nbs/42_own_data.ipynb #65e2e0c8
-def start_training(
-    dataset: CocoDetection | CocoPanoptic,
-    model: str | None = None,      # checkpoint to start from; without it, a backbone only
-    preset: str = "coco",          # of the network: the original's, or the embedded model's ("scenes")
-    backbone: str = "resnet50",    # any timm name, where no checkpoint is given
-    pretrained: bool = True,       # begin with the backbone's pretrained weights
-    masks: bool = False,           # a model that draws masks
-    frozen: bool = False,          # `model` is a finished detector whose classes stay as they are
-    queries: int | None = None,    # None: as many as the checkpoint or the preset has
-    image_size: int | None = None, # shortest edge of the images in pixels; None: as the checkpoint has it
-) -> tuple[DetrForObjectDetection | DetrForSegmentation, DetrImageProcessor]:
-    """A model for the categories of a dataset, and its processor. Where the classes change, those
-    of the same name keep their weights, as "nothing" does, and every new one begins as the mean of
-    the old things.
-
-    Args:
-        dataset (CocoDetection | CocoPanoptic)
-        model (str | None): checkpoint to start from; without it, a backbone only
-        preset (str): of the network: the original's, or the embedded model's ("scenes"). Defaults
-            to "coco".
-        backbone (str): any timm name, where no checkpoint is given. Defaults to "resnet50".
-        pretrained (bool): begin with the backbone's pretrained weights. Defaults to True.
-        masks (bool): a model that draws masks. Defaults to False.
-        frozen (bool): `model` is a finished detector whose classes stay as they are. Defaults to
-            False.
-        queries (int | None): None: as many as the checkpoint or the preset has
-        image_size (int | None): shortest edge of the images in pixels; None: as the checkpoint has
-            it
-
-    Returns:
-        tuple[DetrForObjectDetection | DetrForSegmentation, DetrImageProcessor]
-
-    Raises:
-        ValueError: for arguments that do not go together.
-    """
-    if preset not in ("coco", "scenes"): raise ValueError(f"preset={preset!r}: want 'coco' or 'scenes'")
-    if frozen and not model: raise ValueError("frozen=True: want a model, the finished detector")
-    cls = DetrForSegmentation if masks else DetrForObjectDetection
-    names = {i: dataset.id2label.get(i, "N/A") for i in range(max(dataset.id2label) + 1)}
-    changes: dict[str, Any] = {"id2label": names, "stuff_ids": read_stuff_ids(dataset)}
-    more = {} if queries is None else {"num_queries": queries}
-    longest = (
-        None
-        if image_size is None
-        else round(image_size * (2 if preset == "scenes" else 1333 / 800))
-    )
-    size = None if image_size is None else {"shortest_edge": image_size, "longest_edge": longest}
-    if not model:
-        changes |= more | {"use_pretrained_backbone": pretrained}
-        scenes = preset == "scenes"
-        network = cls(
-            scenes_config(**changes) if scenes else coco_config(backbone=backbone, **changes)
-        )
-        usual = scenes_processor() if scenes else DetrImageProcessor()
-        return network, DetrImageProcessor.from_dict(usual.to_dict(), size=size)
-    known = DetrConfig.from_pretrained(model)
-    if frozen:  # the classes of a frozen detector are what they are
-        changes = {
-            "stuff_ids": changes["stuff_ids"] if known.stuff_ids is None else known.stuff_ids
-        }
-    changes |= more | (ORIGINAL_REGULARISATION if preset == "coco" else {})
-    named = any(name != f"LABEL_{i}" for i, name in known.id2label.items())  # else its classes have no names
-    renamed = not frozen and (known.num_labels != len(names) or named and known.id2label != names)
-    resized = renamed or (queries or known.num_queries) != known.num_queries
-    network = cls.from_pretrained(model, ignore_mismatched_sizes=resized, **changes)
-    if frozen and masks: network.freeze_detector()
-    if renamed: init_class_head(network, cls.from_pretrained(model))
-    if network.config.num_queries != known.num_queries: init_queries(network, cls.from_pretrained(model))
-    return network, DetrImageProcessor.from_pretrained(model, size=size)
 
 # %% ../nbs/42_own_data.ipynb #review421
 KINDS = "right", "duplicate", "wrong class", "wrong place", "on a crowd", "missed"  # of answers, and of objects
@@ -399,6 +246,159 @@ def review_answers(
             )
             reviewed.append((image, name, found, truth, kinds, missed))
     return counts, _draw_answers(reviewed, model.config.id2label) if reviewed else None
+
+# %% ../nbs/42_own_data.ipynb #65e2e0c8
+def start_training(
+    dataset: CocoDetection | CocoPanoptic,
+    model: str | None = None,      # checkpoint to start from; without it, a backbone only
+    preset: str = "coco",          # of the network: the original's, or the embedded model's ("scenes")
+    backbone: str = "resnet50",    # any timm name, where no checkpoint is given
+    pretrained: bool = True,       # begin with the backbone's pretrained weights
+    masks: bool = False,           # a model that draws masks
+    frozen: bool = False,          # `model` is a finished detector whose classes stay as they are
+    queries: int | None = None,    # None: as many as the checkpoint or the preset has
+    image_size: int | None = None, # shortest edge of the images in pixels; None: as the checkpoint has it
+) -> tuple[DetrForObjectDetection | DetrForSegmentation, DetrImageProcessor]:
+    """A model for the categories of a dataset, and its processor. Where the classes change, those
+    of the same name keep their weights, as "nothing" does, and every new one begins as the mean of
+    the old things.
+
+    Args:
+        dataset (CocoDetection | CocoPanoptic)
+        model (str | None): checkpoint to start from; without it, a backbone only
+        preset (str): of the network: the original's, or the embedded model's ("scenes"). Defaults
+            to "coco".
+        backbone (str): any timm name, where no checkpoint is given. Defaults to "resnet50".
+        pretrained (bool): begin with the backbone's pretrained weights. Defaults to True.
+        masks (bool): a model that draws masks. Defaults to False.
+        frozen (bool): `model` is a finished detector whose classes stay as they are. Defaults to
+            False.
+        queries (int | None): None: as many as the checkpoint or the preset has
+        image_size (int | None): shortest edge of the images in pixels; None: as the checkpoint has
+            it
+
+    Returns:
+        tuple[DetrForObjectDetection | DetrForSegmentation, DetrImageProcessor]
+
+    Raises:
+        ValueError: for arguments that do not go together.
+    """
+    if preset not in ("coco", "scenes"): raise ValueError(f"preset={preset!r}: want 'coco' or 'scenes'")
+    if frozen and not model: raise ValueError("frozen=True: want a model, the finished detector")
+    cls = DetrForSegmentation if masks else DetrForObjectDetection
+    names = {i: dataset.id2label.get(i, "N/A") for i in range(max(dataset.id2label) + 1)}
+    changes: dict[str, Any] = {"id2label": names, "stuff_ids": read_stuff_ids(dataset)}
+    more = {} if queries is None else {"num_queries": queries}
+    longest = (
+        None
+        if image_size is None
+        else round(image_size * (2 if preset == "scenes" else 1333 / 800))
+    )
+    size = None if image_size is None else {"shortest_edge": image_size, "longest_edge": longest}
+    if not model:
+        changes |= more | {"use_pretrained_backbone": pretrained}
+        scenes = preset == "scenes"
+        network = cls(
+            scenes_config(**changes) if scenes else coco_config(backbone=backbone, **changes)
+        )
+        usual = scenes_processor() if scenes else DetrImageProcessor()
+        return network, DetrImageProcessor.from_dict(usual.to_dict(), size=size)
+    known = DetrConfig.from_pretrained(model)
+    if frozen:  # the classes of a frozen detector are what they are
+        changes = {
+            "stuff_ids": changes["stuff_ids"] if known.stuff_ids is None else known.stuff_ids
+        }
+    changes |= more | (ORIGINAL_REGULARISATION if preset == "coco" else {})
+    named = any(name != f"LABEL_{i}" for i, name in known.id2label.items())  # else its classes have no names
+    renamed = not frozen and (known.num_labels != len(names) or named and known.id2label != names)
+    resized = renamed or (queries or known.num_queries) != known.num_queries
+    network = cls.from_pretrained(model, ignore_mismatched_sizes=resized, **changes)
+    if frozen and masks: network.freeze_detector()
+    if renamed: init_class_head(network, cls.from_pretrained(model))
+    if network.config.num_queries != known.num_queries: init_queries(network, cls.from_pretrained(model))
+    return network, DetrImageProcessor.from_pretrained(model, size=size)
+
+# %% ../nbs/42_own_data.ipynb #3d2c09cb
+@torch.no_grad()
+def init_class_head(
+    network: DetrForObjectDetection | DetrForSegmentation,  # its class head is set
+    old: DetrForObjectDetection | DetrForSegmentation,      # the checkpoint that it comes from
+) -> None:
+    """A class head of what the old one knows. A class of the same name is taken over. Any other
+    begins as the mean of the old things: it knows what an object is, but not yet which. "Nothing"
+    stays "nothing", and ids without a category begin as what nobody is.
+
+    Args:
+        network (DetrForObjectDetection | DetrForSegmentation): its class head is set
+        old (DetrForObjectDetection | DetrForSegmentation): the checkpoint that it comes from
+    """
+    models = (m.detr if isinstance(m, DetrForSegmentation) else m for m in (network, old))
+    new_head, old_head = (m.class_labels_classifier for m in models)
+    known = old.config.id2label
+    same = {name: i for i, name in known.items() if name != "N/A"}
+    named = [i for i, name in known.items() if name != "N/A"]
+    things = [i for i in named if i not in (old.config.stuff_ids or ())] or named
+    unused = [i for i, name in known.items() if name == "N/A"]
+    for new, values, lower in ((new_head.weight, old_head.weight, 0), (new_head.bias, old_head.bias, 10)):
+        mean = values[things].mean(0)
+        nobody = values[unused].mean(0) if unused else mean - lower  # a bias lower by 10: e¹⁰ times less likely
+        for i, name in network.config.id2label.items():
+            new[i] = nobody if name == "N/A" else values[same[name]] if name in same else mean
+        new[-1] = values[-1]
+
+# %% ../nbs/42_own_data.ipynb #quer42aa
+@torch.no_grad()
+def init_queries(
+    network: DetrForObjectDetection | DetrForSegmentation,  # its queries are set
+    old: DetrForObjectDetection | DetrForSegmentation,      # the checkpoint that it comes from
+) -> None:
+    """Another number of queries: the old ones over and over, each further time a little different.
+
+    Args:
+        network (DetrForObjectDetection | DetrForSegmentation): its queries are set
+        old (DetrForObjectDetection | DetrForSegmentation): the checkpoint that it comes from
+    """
+    models = (m.detr if isinstance(m, DetrForSegmentation) else m for m in (network, old))
+    new, known = (m.model.query_position_embeddings.weight for m in models)
+    noise = torch.randn(new.shape, generator=torch.Generator().manual_seed(0)) * known.std() / 10
+    again = torch.arange(len(new)) >= len(known)
+    new.copy_(known[torch.arange(len(new)) % len(known)] + noise * again[:, None])
+
+# %% ../nbs/42_own_data.ipynb #69c23997
+ORIGINAL_REGULARISATION = {"auxiliary_loss": True, "attention_dropout": 0.1, "activation_dropout": 0.1}
+
+
+def coco_config(**changes) -> DetrConfig:
+    """The published network as the original trains it: auxiliary losses, dropout inside attention
+    and perceptron too.
+
+    Args:
+        **changes
+
+    Returns:
+        DetrConfig
+    """
+    return DetrConfig(**ORIGINAL_REGULARISATION | changes)
+
+# %% ../nbs/42_own_data.ipynb #cb199329
+def read_stuff_ids(dataset) -> list[int] | None:
+    """Ids of the stuff categories, where the data tells things from stuff.
+
+    Args:
+        dataset
+
+    Returns:
+        list[int] | None
+    """
+    coco = getattr(dataset, "coco", None)  # which a dataset of one's own need not have
+    categories = (
+        dataset.data["categories"] if hasattr(dataset, "data") else coco.dataset["categories"] if coco else [{}]
+    )
+    return (
+        [c["id"] for c in categories if not c["isthing"]]
+        if all("isthing" in c for c in categories)
+        else None
+    )
 
 # %% ../nbs/42_own_data.ipynb #c95d639e
 def compare_coins(

@@ -225,6 +225,34 @@ def test_nothing_to_detect(tmp_path):
     assert result.returncode == 2 and "no files" in result.stderr
 
 
+def test_an_answer_of_nothing_says_so(photos):
+    result = run("detect", photos, "--model", "scenes", "--threshold", 1)
+    assert result.returncode == 0 and "0 detections" in result.stdout
+    assert result.stderr.strip().endswith("nothing scores over 1: --threshold takes a lower one")
+    assert "nothing scores" not in run("detect", photos, "--model", "scenes", "--threshold", 0.3).stderr
+
+
+def test_warnings_are_one_line(photos):
+    "Without the line of the program that warns."
+    image = Image.open(photos / "a.png")
+    Image.fromarray(np.asarray(image)).save(photos / "note.tif", save_all=True, append_images=[image.convert("RGB")])
+    lines = run("detect", photos / "note.tif", "--model", "scenes", "--threshold", 0.3).stderr.splitlines()
+    assert any(line.startswith("detr-nb: ") and "2 pages, of which the first is read" in line for line in lines)
+    assert not any("UserWarning" in line or "warnings.warn" in line for line in lines)
+
+
+def test_a_split_in_the_shell(data, tmp_path):
+    truth = data / "annotations" / "instances_train.json"
+    result = run("data", "split", truth, "--out", tmp_path / "mine", "--share", 0.25, "--seed", 3)
+    assert result.returncode == 0, result.stderr
+    train, val = result.stdout.splitlines()
+    assert train.startswith("train: 6 images, ") and val.startswith("val: 2 images, ") and " sky" in val
+    names = [sorted(path.name for path in (tmp_path / "mine" / split).iterdir()) for split in ("train", "val")]
+    assert sorted(sum(names, [])) == sorted(path.name for path in (data / "train").glob("*.png"))
+    again = run("data", "split", truth, "--out", tmp_path / "mine")
+    assert again.returncode == 2 and "nothing is overwritten" in again.stderr
+
+
 def test_drawings_never_cover_a_image(photos):
     "Results beside the images they are of: the images stay as they were."
     before = {p.name: p.read_bytes() for p in photos.iterdir()}
