@@ -68,7 +68,7 @@ def scenes(
     train: Annotated[int, typer.Option(min=0, help="images to train on")] = 1000,
     val: Annotated[int, typer.Option(min=0, help="images to evaluate on")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="another seed, another world")] = 0,
-    processes: Annotated[int, typer.Option(min=1, help="programs that draw; the files are the same")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="drawing at once; same files")] = 1,
 ):
     "Write scenes as a COCO folder, with detection and panoptic annotations."
     detr_nb.make_scenes(folder, train, val, seed, processes)
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:  # None: those of the 
     """
     for stream in (sys.stdout, sys.stderr):  # a file on Windows need not know every letter
         getattr(stream, "reconfigure", dict)(errors="backslashreplace")
-    plain = lambda message, *place, **more: f"detr-nb: {message}\n"  # without the line of code that warns
+    # without the line of code that warns
+    plain = lambda message, *place, **more: f"detr-nb: {message}\n"
     try:
         with patch("warnings.formatwarning", plain):
             code = app(arguments, prog_name="detr-nb", standalone_mode=False)
@@ -901,8 +902,8 @@ def convert(
 
 @data_app.command(name="split")
 def split_command(
-    data: Annotated[Path, typer.Argument(help="an annotation file, or a COCO folder with a train split")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="COCO folder that is written, with copies of the images")],
+    data: Annotated[Path, typer.Argument(help="annotation file, or COCO folder with a train split")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="COCO folder that gets the images, too")],
     share: Annotated[float, typer.Option(help="of the images, for the val split")] = 0.2,
     seed: Annotated[int, typer.Option(help="another seed, another split")] = 0,
     skip_missing: SkipMissing = False,

@@ -524,9 +524,14 @@ def _read_objects(
     if first is None and least < 0:
         raise ValueError(f"a corner is {least:g}: want first=0 or first=1 (--first-pixel)")
     if first is None and least < 1:
-        warnings.warn(
-            f"a corner is {least:g}: all are taken as counted from 0, not from 1", stacklevel=caller_level()
-        )
+        starts = lambda own: {v for _, (x, y, *_), _ in voc[own].objects for v in (x, y)}
+        file = next(own for own in voc if least in starts(own))
+        zeros, ones = sum(v < 1 for v in corners), corners.count(1)
+        what = f"{zeros} corners below 1, of which one is {least:g} in {file}, and {ones} at 1"
+        if ones >= 5 and 10 * zeros < ones:
+            raise ValueError(f"{what}: want first=0 or first=1 (--first-pixel), few contradict many")
+        counted = f"{what}: all are taken as counted from 0, not from 1"
+        warnings.warn(counted, stacklevel=caller_level())
     start = first if first is not None else int(least >= 1)
     read = lambda own, size: (
         yolo_objects(own, size[0], size[1], classes) if classes else voc_objects(voc[own], start)
@@ -743,7 +748,8 @@ def split_dataset(
         if len(val) < wanted: val |= set(group)
     ids = {"train": set(files) - val, "val": val}
     if not ids["train"]:
-        raise ValueError(f"{whole.ann_file}: {len(groups)} different images: want at least one for each split")
+        what = f"{whole.ann_file}: {len(groups)} different images"
+        raise ValueError(f"{what}: want at least one for each split")
     raw = read_json(whole.ann_file)
     _copy_images({
         whole.folder / files[i]: folder / name / files[i]
@@ -808,7 +814,7 @@ def copy_faults(
 
 # %% ../nbs/96_datasets.ipynb #chk9603
 def counting_faults(objects: Sequence[Mapping], images: Mapping[int, Mapping]) -> Iterator[Fault]:
-    """A note where boxes begin at 1, or at −1, none before, and end at the far edge.
+    """A note where boxes begin at 1, or at −1, hardly any before, and end at the far edge.
 
     Args:
         objects (Sequence[Mapping])
@@ -822,13 +828,17 @@ def counting_faults(objects: Sequence[Mapping], images: Mapping[int, Mapping]) -
     for a in objects:
         (x, y, w, h), entry = a["bbox"], images[a["image_id"]]
         ends += (x + w == entry.get("width")) + (y + h == entry.get("height"))
-    first = min(starts, default=0)
-    if first not in (1, -1) or min(starts[first], ends) < 5: return
-    remedy = "subtract 1 from x and y, and add 1 to" if first == 1 else "add 1 to x and y, and subtract 1 from"
-    yield "note", (
-        f"{starts[first]} sides of boxes begin at {first:g}, none before, and {ends} end at the edge of the image: "
-        f"the corners look counted from {first:g}; if so, {remedy} width and height"
-    )
+    remedies = {
+        1: "subtract 1 from x and y, and add 1 to", -1: "add 1 to x and y, and subtract 1 from",
+    }
+    for first, remedy in remedies.items():
+        before = sum(count for v, count in starts.items() if v < first)
+        if min(starts[first], ends) < 5 or 10 * before >= starts[first]: continue
+        yield "note", (
+            f"{starts[first]} sides of boxes begin at {first}, {before or 'none'} before, and "
+            f"{ends} end at the edge of the image: the corners look counted from {first}; if so, "
+            f"{remedy} width and height"
+        )
 
 def object_faults(
     coco: Any,     # the dataset's index

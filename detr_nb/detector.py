@@ -193,6 +193,27 @@ class Tokens(NamedTuple):
     positions: Tensor  # (B, S, d)
     mask: Tensor       # (B, S) True where the image is real
 
+# %% ../nbs/15_detector.ipynb #chkimg15
+def _check_images(model: Any, pixel_values: Any, pixel_mask: Tensor | None) -> None:
+    "`TypeError` or `ValueError` unless images are (B, C, H, W), and their mask, if any, (B, H, W)."
+    if not isinstance(pixel_values, Tensor):
+        found, of_batch = type(pixel_values).__name__, isinstance(pixel_values, Mapping)
+        hint = "pass model(**batch)" if of_batch else "which return_tensors='pt' gives"
+        raise TypeError(f"pixel_values is {found}: want a tensor (B, C, H, W), {hint}")
+    shape = tuple(pixel_values.shape)
+    seen = shape[1] if len(shape) == 4 else 3
+    channels = getattr(getattr(model, "config", None), "num_channels", seen)
+    if len(shape) != 4 or shape[1] != channels:
+        hint = " (the processor makes three channels of every image)" if channels != 3 else ""
+        raise ValueError(f"pixel_values has shape {shape}: want (B, {channels}, H, W){hint}")
+    if not pixel_values.is_floating_point():
+        found = pixel_values.dtype
+        raise TypeError(f"pixel_values are {found}: want floats, as the processor makes them")
+    wanted = tuple(pixel_values[:, 0].shape)
+    if pixel_mask is not None and pixel_mask.shape != wanted:
+        found = tuple(pixel_mask.shape)
+        raise ValueError(f"pixel_mask has shape {found}: want that of the images, {wanted}")
+
 # %% ../nbs/15_detector.ipynb #80f3434b
 def image_tokens(
     model: DetrModel,                  # or whatever has its `backbone` and its `input_projection`
@@ -210,19 +231,8 @@ def image_tokens(
     Returns:
         tuple[list[tuple[Tensor, Tensor]], Tokens]
     """
-    if not isinstance(pixel_values, Tensor):
-        found = type(pixel_values).__name__
-        raise TypeError(f"pixel_values is {found}: want a tensor (B, C, H, W), which return_tensors='pt' gives")
-    channels = getattr(getattr(model, "config", None), "num_channels", pixel_values.shape[1])
-    if pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
-        hint = " (the processor makes three channels of every image)" if channels != 3 else ""
-        raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}: want (B, {channels}, H, W){hint}")
-    pixel_mask = (
-        torch.ones_like(pixel_values[:, 0], dtype=torch.bool) if pixel_mask is None else pixel_mask
-    )
-    if pixel_mask.shape != pixel_values[:, 0].shape:
-        wanted = tuple(pixel_values[:, 0].shape)
-        raise ValueError(f"pixel_mask has shape {tuple(pixel_mask.shape)}: want that of the images, {wanted}")
+    _check_images(model, pixel_values, pixel_mask)
+    if pixel_mask is None: pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
     if pixel_values.is_floating_point(): pixel_values = pixel_values.to(model.input_projection.weight.dtype)
     features, positions = model.backbone(pixel_values, pixel_mask)
     last, mask = features[-1]

@@ -85,7 +85,8 @@ def mask_losses(
     """
     if len(logits) != len(targets):
         raise ValueError(f"{len(logits)} predicted masks, {len(targets)} true ones: want as many")
-    if not (targets.is_floating_point() or targets.dtype == torch.bool) and targets.numel() and targets.max() > 1:
+    whole = not (targets.is_floating_point() or targets.dtype == torch.bool)
+    if whole and targets.numel() and targets.max() > 1:
         raise ValueError(f"targets hold numbers up to {targets.max()}: want 0 and 1")
     logits = interpolate(logits[:, None], targets.shape[-2:], mode="bilinear", align_corners=False)[
         :, 0

@@ -25,7 +25,7 @@ from .detector import DetrForObjectDetection
 from .evaluation import evaluate, run_model
 from .files import read_log
 from .losses import rank_and_world
-from .mask_head import DetrForSegmentation
+from .mask_head import DetrForSegmentation, scale_attention_weights
 from .pretraining import scenes_config, scenes_processor
 from .processor import DetrImageProcessor
 from .training import Recipe, train
@@ -301,6 +301,7 @@ def start_training(
         network = cls(
             scenes_config(**changes) if scenes else coco_config(backbone=backbone, **changes)
         )
+        if masks and scenes: scale_attention_weights(network)
         usual = scenes_processor() if scenes else DetrImageProcessor()
         return network, DetrImageProcessor.from_dict(usual.to_dict(), size=size)
     known = DetrConfig.from_pretrained(model)
@@ -312,7 +313,10 @@ def start_training(
     named = any(name != f"LABEL_{i}" for i, name in known.id2label.items())  # else its classes have no names
     renamed = not frozen and (known.num_labels != len(names) or named and known.id2label != names)
     resized = renamed or (queries or known.num_queries) != known.num_queries
-    network = cls.from_pretrained(model, ignore_mismatched_sizes=resized, **changes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "begun afresh.*other shapes")  # they are filled below
+        network = cls.from_pretrained(model, ignore_mismatched_sizes=resized, **changes)
+    if preset == "scenes" and "mask_head" in network.begun_afresh: scale_attention_weights(network)
     if frozen and masks: network.freeze_detector()
     if renamed: init_class_head(network, cls.from_pretrained(model))
     if network.config.num_queries != known.num_queries: init_queries(network, cls.from_pretrained(model))

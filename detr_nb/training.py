@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -686,6 +686,25 @@ def count_steps(
     if not images: raise ValueError("dataset is empty: want at least one image")
     return recipe.steps or math.ceil(recipe.epochs * images / recipe.batch_size)
 
+def warn_of_names(known: Mapping[int, str], names: Mapping[int, str]) -> None:
+    """One warning for classes that the model calls otherwise than the data: it would learn one
+    under the name of another.
+
+    Args:
+        known (Mapping[int, str])
+        names (Mapping[int, str])
+    """
+    others = [
+        f"{i}: {known[i]!r} in the model, {name!r} in the data" for i, name in sorted(names.items())
+        if known.get(i, "N/A") not in ("N/A", f"LABEL_{i}", name)
+    ]
+    if others:
+        warnings.warn(
+            f"{len(others)} of {len(names)} categories have other names in the model, which keeps "
+            f"its own: {first_three(others)}. `start_training` makes a model with the names of the data",
+            stacklevel=caller_level(),
+        )
+
 def warn_of_rates(recipe: Recipe, images: int) -> None:
     """One warning for the rates of COCO's recipe on a small dataset.
 
@@ -747,6 +766,7 @@ def check_run(
     if not any(p.requires_grad for p in detector.parameters()):
         raise ValueError("no weight of the model may learn (requires_grad): want some that do")
     steps = count_steps(recipe, len(dataset))
+    warn_of_names(detector.config.id2label, dataset.id2label)
     warn_of_crowded(detector.config.num_queries, dataset)
     warn_of_rates(recipe, len(dataset))
     return steps
@@ -811,7 +831,8 @@ def make_accelerator(
         cpu=not torch.accelerator.is_available(),  # or Accelerate takes two processes on CPUs for two runs
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # we do that, whatever is set outside
         kwargs_handlers=[DistributedDataParallelKwargs(
-            gradient_as_bucket_view=True, find_unused_parameters=isinstance(detector, DetrForSegmentation)
+            gradient_as_bucket_view=True,
+            find_unused_parameters=isinstance(detector, DetrForSegmentation),
         )],
         log_with=log_with, project_dir=None if folder is None else str(folder),
     )

@@ -343,7 +343,7 @@ def show_boxes(
     if scores is not None and len(scores) != len(corners):
         raise ValueError(f"{len(scores)} scores for {len(corners)} boxes: want one for each")
     if names is not None and not hasattr(names, "get"):
-        raise TypeError(f"names is {type(names).__name__}: want a mapping from category ids to names")
+        raise TypeError(f"names is {type(names).__name__}: want a mapping from ids to names")
     ax = _axes(ax, 3.4, 3.4, title)
     ax.axis(_show(ax, image).get_extent())  # whatever the boxes reach
     if names is not None or scores is not None: ax.figure.figure.draw_without_rendering()  # the layout, for the labels
@@ -473,7 +473,8 @@ def grid(
         list
     """
     import matplotlib.pyplot as plt
-    if count < 1 or columns < 1: raise ValueError(f"count={count}, columns={columns}: want at least 1 of each")
+    if count < 1 or columns < 1:
+        raise ValueError(f"count={count}, columns={columns}: want at least 1 of each")
     columns = min(columns, count)
     rows = -(-count // columns)
     _, axes = plt.subplots(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -19,13 +20,13 @@ from typer.testing import CliRunner
 import detr_nb
 from detr_nb.checkpoints import load_checkpoint
 from detr_nb.cli import app
-from detr_nb.data import CocoDetection, CocoPanoptic, SceneDetection
-from detr_nb.datasets import check_split, convert_dataset, open_split
+from detr_nb.data import CocoDetection, CocoPanoptic, SceneDetection, coco_index
+from detr_nb.datasets import check_split, convert_dataset, object_faults, open_split
 from detr_nb.evaluation import CocoEvaluator, PanopticEvaluator, compare_segments, evaluate, evaluate_panoptic
 from detr_nb.files import read_image
-from detr_nb.own_data import init_class_head, review_answers
+from detr_nb.own_data import init_class_head, review_answers, start_training
 from detr_nb.pretraining import scenes_processor
-from detr_nb.training import Recipe, TrainingImages, train
+from detr_nb.training import Recipe, TrainingImages, check_run, train
 
 SMALL = dict(
     backbone="resnet18", use_pretrained_backbone=False, d_model=32, encoder_layers=1, decoder_layers=1,
@@ -587,3 +588,56 @@ def test_a_public_dataset_that_counts_from_one_is_noted():
     assert any("493 sides of boxes begin at 1, none before, and 442 end at the edge" in note for note in report["notes"]), report["notes"]
     report = check_split(os.path.join(root, "coco_free"), "val", progress=False)
     assert not any("counted from 1" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(("strays", "noted"), [(0, True), (1, True), (2, False), (20, False)])
+def test_a_few_boxes_do_not_hide_how_the_others_are_counted(strays, noted):
+    "Twenty sides begin at 1 and end at the edge. Up to a tenth as many may begin before."
+    boxes = [[1, 10, 99 - k, 20] for k in range(20)] + [[5, 10, 95, 20]] * 8 + [[0, 10, 9, 9]] * strays
+    coco = coco_index({
+        "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 100}], "categories": [{"id": 1, "name": "c"}],
+        "annotations": [{"id": i, "image_id": 1, "category_id": 1, "bbox": box} for i, box in enumerate(boxes, start=1)],
+    })
+    notes = [message for kind, message in object_faults(coco, 100) if "counted from 1" in message]
+    assert len(notes) == noted and all(f"20 sides of boxes begin at 1, {strays or 'none'} before" in note for note in notes)
+
+
+def test_classes_of_other_names_are_noted(tmp_path):
+    data, recipe = SceneDetection(4, seed=0), Recipe(steps=1, batch_size=2, lr=2e-4, augment=False)
+    for names, others in (
+        ({i: f"fruit {i}" for i in range(13)}, "12 of 12 categories have other names in the model"),
+        ({i: f"LABEL_{i}" for i in range(13)}, None), ({i: "N/A" for i in range(13)}, None), (dict(data.id2label) | {0: "N/A"}, None),
+        (dict(data.id2label) | {0: "N/A", 3: "tree"}, "1 of 12 categories have other names in the model, which keeps its own: "
+         "3: 'tree' in the model, 'triangle' in the data"),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            check_run(small(id2label=names), data, recipe)
+        said = [str(w.message) for w in caught if "other names" in str(w.message)]
+        assert len(said) == (others is not None) and all(message.startswith(others) for message in said)
+
+
+@pytest.mark.filterwarnings("ignore:begun afresh")
+def test_a_new_mask_head_of_the_small_network_begins_louder(folder, tmp_path):
+    "`start_training` makes it so, from a detector and from nothing, and leaves the masks of a finished model alone."
+    detr_nb.DetrForObjectDetection.from_pretrained("scenes").save_pretrained(tmp_path / "detector")
+    scenes_processor().save_pretrained(tmp_path / "detector")
+    data, part = SceneDetection(4, seed=0, masks=True), lambda model: model.mask_head.get_parameter("lay1.weight")[:, model.config.d_model :]
+    for given in (dict(model=str(tmp_path / "detector"), frozen=True), dict(pretrained=False)):
+        torch.manual_seed(0)
+        network, _ = start_training(data, preset="scenes", masks=True, **given)
+        with torch.no_grad(): plain = network.mask_head.get_parameter("lay1.weight")[:, : network.config.d_model].std()
+        assert 150 < part(network).detach().std() / plain < 400
+    finished = detr_nb.DetrForSegmentation.from_pretrained("scenes")
+    network, _ = start_training(data, model="scenes", preset="scenes", masks=True, frozen=True)
+    assert torch.equal(part(network), part(finished))
+
+
+def test_a_class_head_that_is_filled_is_not_called_new(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = CocoDetection(folder / "val", folder / "annotations" / "instances_val.json")
+        data.coco.dataset["categories"] = [{"id": 1, "name": "round"}]
+        network, _ = start_training(data, model="scenes", preset="scenes")
+    assert network.config.id2label == {0: "N/A", 1: "round"}
+

@@ -116,12 +116,22 @@ def test_names_that_cannot_be_used(tmp_path):
 def test_voc_counts_from_one_or_shows_that_it_does_not(tmp_path):
     convert_dataset(*voc(tmp_path / "one", (1, 1, 100, 50), (30, 40, 11, 11)))
     assert [a["bbox"] for a in annotations(tmp_path / "one")] == [[0, 0, 100, 50], [10, 10, 20, 30]]  # reversed corners, too
-    with pytest.warns(UserWarning, match="a corner is 0: all are taken as counted from 0"):
+    with pytest.warns(UserWarning, match="1 corners below 1, of which one is 0 in .*: all are taken as counted from 0"):
         convert_dataset(*voc(tmp_path / "nought", (0, 5, 20, 25), (30.5, 10, 40, 20)))
     with pytest.raises(ValueError, match="a corner is -5: want first=0 or first=1"): convert_dataset(*voc(tmp_path / "less", (-5, 1, 9, 9)))
     convert_dataset(*voc(tmp_path / "said", (7, 5, 20, 20)), first=0)
     assert [a["bbox"] for a in annotations(tmp_path / "said")] == [[7, 5, 13, 15]]
     assert [a["bbox"] for a in annotations(tmp_path / "nought")] == [[0, 5, 20, 20], [30.5, 10, 9.5, 10]]
+
+
+def test_one_stray_corner_does_not_decide_for_many(tmp_path):
+    "Twelve corners are 1 and one is 0: neither way of counting is taken without being asked for."
+    boxes = [(1, 1, 50, 50)] * 6 + [(0, 7, 50, 50)]
+    with pytest.raises(ValueError, match="1 corners below 1, of which one is 0 in .*, and 12 at 1: want first=0 or first=1"):
+        convert_dataset(*voc(tmp_path / "stray", *boxes))
+    convert_dataset(*voc(tmp_path / "told", *boxes), first=0)
+    assert annotations(tmp_path / "told")[0]["bbox"] == [1, 1, 49, 49]
+
 
 
 def test_voc_of_another_size_is_refused(tmp_path):
