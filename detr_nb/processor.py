@@ -633,6 +633,7 @@ class DetrImageProcessor:
         """
         eight_bits = self.do_rescale and abs(255 * self.rescale_factor - 1) < 0.01
         if isinstance(image, (str, os.PathLike)):
+            if Path(image).is_dir(): raise IsADirectoryError(f"image {image}: a folder, want the paths of its files")
             if not Path(image).is_file(): raise FileNotFoundError(f"image {image}: no such file, want a path to one")
             image = read_image(image) if eight_bits else read_image(image, Image.Image.copy)
         return to_rgb_tensor(image, channels_first, eight_bits)

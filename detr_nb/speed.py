@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -597,10 +598,13 @@ def predict(
     if processor is None: raise ValueError("processor=None: want the model's processor, or the model by its name")
     if not callable(model): raise TypeError(f"model is {type(model).__name__}: want predict(images, model, processor)")
     batched = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
-    images = list(images) if batched or isinstance(images, (list, tuple, Iterator)) else [images]
-    results = []
-    with evaluating(model):
-        for start in tqdm(range(0, len(images), batch_size), "predict", disable=not progress, delay=2, leave=False):
-            part = [processor.to_tensor(image) for image in images[start : start + batch_size]]
+    if not (batched or isinstance(images, (list, tuple, Iterator))): images = [images]
+    total, rest, results = None if isinstance(images, Iterator) else len(images), iter(images), []
+    with (
+        evaluating(model),
+        tqdm(desc="predict", total=total, disable=not progress, delay=2, leave=False) as bar,
+    ):
+        while part := [processor.to_tensor(image) for image in islice(rest, batch_size)]:  # no film at once
             results += predict_batch(model, processor, part, task, threshold)
+            bar.update(len(part))
     with torch.inference_mode(False): return map_tensors(Tensor.clone, results)  # ordinary tensors

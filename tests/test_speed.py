@@ -234,3 +234,24 @@ def test_a_folder_of_several_exports_is_not_chosen_from(tmp_path):
     DetrForObjectDetection.from_pretrained("scenes").save_pretrained(tmp_path)
     DetrImageProcessor.from_pretrained("scenes").save_pretrained(tmp_path)
     assert isinstance(load_model(tmp_path)[0], DetrForObjectDetection)
+
+
+def test_predict_reads_a_film_in_parts(tmp_path):
+    "An iterator is asked for one batch at a time, so that a film need not fit into memory."
+    from detr_nb import predict
+    from detr_nb.speed import load_model
+    model, processor = load_model("scenes")
+    seen, asked = [], []
+
+    def film():
+        for i, image in enumerate(SCENES[:5]):
+            asked.append(i)
+            yield image
+
+    run, calls = model.forward, lambda *inputs, **more: (seen.append(len(asked)), run(*inputs, **more))[1]
+    model.forward = calls
+    found = predict(film(), model, processor, threshold=0.7, batch_size=2)
+    assert seen == [2, 4, 5]
+    for one, other in zip(found, predict(SCENES[:5], model, processor, threshold=0.7, batch_size=2), strict=True):
+        assert torch.equal(one["boxes"], other["boxes"])
+    with pytest.raises(IsADirectoryError, match="a folder, want the paths of its files"): predict(tmp_path, model, processor)
