@@ -301,7 +301,7 @@ def start_training(
         network = cls(
             scenes_config(**changes) if scenes else coco_config(backbone=backbone, **changes)
         )
-        if masks and scenes: scale_attention_weights(network)
+        if scenes and isinstance(network, DetrForSegmentation): scale_attention_weights(network)
         usual = scenes_processor() if scenes else DetrImageProcessor()
         return network, DetrImageProcessor.from_dict(usual.to_dict(), size=size)
     known = DetrConfig.from_pretrained(model)
@@ -316,7 +316,8 @@ def start_training(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "begun afresh.*other shapes")  # they are filled below
         network = cls.from_pretrained(model, ignore_mismatched_sizes=resized, **changes)
-    if preset == "scenes" and "mask_head" in network.begun_afresh: scale_attention_weights(network)
+    if preset == "scenes" and isinstance(network, DetrForSegmentation):
+        if "mask_head" in vars(network)["begun_afresh"]: scale_attention_weights(network)
     if frozen and masks: network.freeze_detector()
     if renamed: init_class_head(network, cls.from_pretrained(model))
     if network.config.num_queries != known.num_queries: init_queries(network, cls.from_pretrained(model))

@@ -26,9 +26,159 @@ from .panoptic import look_up, merge_masks, running_max
 # %% auto #0
 __all__ = [
     "post_process_object_detection", "post_process_semantic_segmentation",
-    "post_process_panoptic_segmentation", "to_rle", "post_process_instance_segmentation",
+    "post_process_panoptic_segmentation", "post_process_instance_segmentation", "to_rle",
     "post_process_segmentation", "post_process_instance", "post_process_panoptic"
 ]
+
+# %% ../nbs/31_post_processing.ipynb #aa350494
+def post_process_object_detection(
+    outputs,                          # with `logits` (B, N, C + 1) and `pred_boxes` (B, N, 4)
+    threshold: float = 0.5,           # only scores strictly above are kept
+    target_sizes=None,                # (B, 2) height, width of the original images; None: boxes stay in 0…1
+    pixel_mask: Tensor | None = None, # (B, H, W), where boxes are relative to the padded canvas
+) -> list[dict[str, Tensor]]:
+    """For each image `scores` (K,), `labels` (K,), `boxes` (K, 4; corners in pixels, not clipped),
+    in the order of the queries. The best *real* class counts, even where no-object is likelier.
+
+    Args:
+        outputs: with `logits` (B, N, C + 1) and `pred_boxes` (B, N, 4)
+        threshold (float): only scores strictly above are kept. Defaults to 0.5.
+        target_sizes: (B, 2) height, width of the original images; None: boxes stay in 0…1
+        pixel_mask (Tensor | None): (B, H, W), where boxes are relative to the padded canvas
+
+    Returns:
+        list[dict[str, Tensor]]
+    """
+    check_numbers(outputs, threshold=threshold)
+    scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)
+    boxes = outputs.pred_boxes.float() if outputs.pred_boxes.itemsize < 4 else outputs.pred_boxes
+    boxes = scale_boxes(boxes, target_sizes, pixel_mask)
+    return [
+        {"scores": s[s > threshold], "labels": c[s > threshold], "boxes": b[s > threshold]}
+        for s, c, b in zip(scores, labels, boxes)
+    ]
+
+# %% ../nbs/31_post_processing.ipynb #71687555
+def post_process_semantic_segmentation(
+    outputs,                           # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
+    target_sizes=None,                 # (B, 2) height, width of the original images; None: the masks' own size
+    pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: all cells
+) -> list[Tensor]:                     # (H, W) int64 each
+    """For each image the class of every pixel: masks vote with their probability times their
+    classes'.
+
+    Args:
+        outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
+        target_sizes: (B, 2) height, width of the original images; None: the masks' own size
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells
+
+    Returns:
+        list[Tensor]: (H, W) int64 each
+    """
+    return [
+        class_map(
+            torch.einsum("qc,qhw->chw", logits.float().softmax(-1)[:, :-1], masks.float().sigmoid()),
+            size, cells,
+        )
+        for logits, masks, size, cells in split_outputs(outputs, target_sizes, pixel_mask)
+    ]
+
+# %% ../nbs/31_post_processing.ipynb #6da25b50
+def _ids_to_fuse(label_ids: Any) -> set[int]:
+    "Class ids in any form. `ValueError` for what is none, such as a name."
+    values = [] if label_ids is None else getattr(label_ids, "tolist", lambda: label_ids)()
+    values = list(values) if isinstance(values, Iterable) else [None]
+    if not all(map(is_whole, values)):
+        raise ValueError(f"label_ids_to_fuse={label_ids!r}: want class ids, a list of whole numbers")
+    return set(values)
+
+def post_process_panoptic_segmentation(
+    outputs,                                   # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
+    threshold: float = 0.5,                    # only scores strictly above are kept
+    mask_threshold: float = 0.5,               # of a mask's probability: below it a pixel is not its query's
+    overlap_mask_area_threshold: float = 0.8,  # a segment must keep more than this share of its mask
+    label_ids_to_fuse: Collection[int] | None = None,  # classes whose masks are one segment (stuff): none
+    target_sizes=None,                         # (B, 2) height, width of the original images; None: the masks' own size
+    pixel_mask: Tensor | None = None,          # (B, H, W) 1 where the image is real; None: all cells
+    compat: str | None = None,                 # "transformers": its result, its mistakes too
+) -> list[dict]:
+    """For each image `segmentation` (H, W) int32, 0 where no segment is, and `segments_info`: id
+    (from 1), label_id, was_fused, score, in the order of the queries.
+
+    Args:
+        outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
+        threshold (float): only scores strictly above are kept. Defaults to 0.5.
+        mask_threshold (float): of a mask's probability: below it a pixel is not its query's.
+            Defaults to 0.5.
+        overlap_mask_area_threshold (float): a segment must keep more than this share of its mask.
+            Defaults to 0.8.
+        label_ids_to_fuse (Collection[int] | None): classes whose masks are one segment (stuff):
+            none
+        target_sizes: (B, 2) height, width of the original images; None: the masks' own size
+        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells
+        compat (str | None): "transformers": its result, its mistakes too
+
+    Returns:
+        list[dict]
+    """
+    merge, fused = merge_as_transformers if compat else merge_masks, _ids_to_fuse(label_ids_to_fuse)
+    result = []
+    check_numbers(
+        None, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
+    )
+    for output in split_outputs(outputs, target_sizes, pixel_mask, compat):
+        keep, scores, labels = output.kept(threshold)
+        masks = output.masks[keep].float().sigmoid()
+        resize = resize_masks if compat or not len(keep) else enlarge_each
+        resized: Any = resize(masks, output.size, output.cells)
+        segmentation, segments = merge(
+            resized, scores, labels.tolist(), mask_threshold, overlap_mask_area_threshold,
+            fused,
+        )
+        result.append({"segmentation": segmentation, "segments_info": segments})
+    return result
+
+# %% ../nbs/31_post_processing.ipynb #f9476e92
+def post_process_instance_segmentation(
+    outputs,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float = 0.8,
+    target_sizes=None,
+    return_coco_annotation: bool = False,      # `segmentation` as COCO's run lengths, one a segment
+    pixel_mask: Tensor | None = None,
+    compat: str | None = None,
+) -> list[dict]:
+    """As `post_process_panoptic_segmentation`, nothing fused: one segment an object.
+
+    Args:
+        outputs
+        threshold (float): Defaults to 0.5.
+        mask_threshold (float): Defaults to 0.5.
+        overlap_mask_area_threshold (float): Defaults to 0.8.
+        target_sizes
+        return_coco_annotation (bool): `segmentation` as COCO's run lengths, one a segment. Defaults
+            to False.
+        pixel_mask (Tensor | None)
+        compat (str | None)
+
+    Returns:
+        list[dict]
+    """
+    result = post_process_panoptic_segmentation(
+        outputs, threshold, mask_threshold, overlap_mask_area_threshold, None, target_sizes, pixel_mask,
+        compat,
+    )
+    for found in result if return_coco_annotation else ():
+        if not compat:
+            ids = torch.tensor(
+                [s["id"] for s in found["segments_info"]], dtype=torch.int32,
+                device=found["segmentation"].device,
+            )
+            found["segmentation"] = to_rle(found["segmentation"] == ids[:, None, None])
+        elif found["segmentation"].dtype == torch.int32:
+            found["segmentation"] = rle_as_transformers(found["segmentation"])
+    return result
 
 # %% ../nbs/31_post_processing.ipynb #18c302b0
 def check_sizes(
@@ -90,6 +240,24 @@ def valid_ratio(
     edges = pixel_mask[:, :, 0], pixel_mask[:, 0]
     return torch.stack([edge.sum(1) / edge.shape[1] for edge in edges], 1)
 
+# %% ../nbs/31_post_processing.ipynb #e0b29fa6
+def integer_sizes(
+    target_sizes, batch: int,
+) -> list[Any]:
+    """Sizes of maps: as `check_sizes`, and whole numbers of at least 1.
+
+    Args:
+        target_sizes
+        batch (int)
+
+    Returns:
+        list[Any]
+    """
+    sizes = check_sizes(target_sizes, batch)
+    if (sizes < 1).any() or (sizes != sizes.round()).any():
+        raise ValueError(f"target_sizes={sizes.tolist()}: want whole numbers of at least 1")
+    return [tuple(map(int, s)) for s in sizes.tolist()]
+
 # %% ../nbs/31_post_processing.ipynb #09b66f33
 def scale_boxes(
     boxes: Tensor,                   # (B, N, 4) centre and size in 0…1
@@ -111,34 +279,6 @@ def scale_boxes(
     if pixel_mask is not None:
         scale = scale / valid_ratio(pixel_mask).to(scale)
     return box_cxcywh_to_xyxy(boxes) * scale[:, [1, 0, 1, 0]][:, None]
-
-# %% ../nbs/31_post_processing.ipynb #aa350494
-def post_process_object_detection(
-    outputs,                          # with `logits` (B, N, C + 1) and `pred_boxes` (B, N, 4)
-    threshold: float = 0.5,           # only scores strictly above are kept
-    target_sizes=None,                # (B, 2) height, width of the original images; None: boxes stay in 0…1
-    pixel_mask: Tensor | None = None, # (B, H, W), where boxes are relative to the padded canvas
-) -> list[dict[str, Tensor]]:
-    """For each image `scores` (K,), `labels` (K,), `boxes` (K, 4; corners in pixels, not clipped),
-    in the order of the queries. The best *real* class counts, even where no-object is likelier.
-
-    Args:
-        outputs: with `logits` (B, N, C + 1) and `pred_boxes` (B, N, 4)
-        threshold (float): only scores strictly above are kept. Defaults to 0.5.
-        target_sizes: (B, 2) height, width of the original images; None: boxes stay in 0…1
-        pixel_mask (Tensor | None): (B, H, W), where boxes are relative to the padded canvas
-
-    Returns:
-        list[dict[str, Tensor]]
-    """
-    check_numbers(outputs, threshold=threshold)
-    scores, labels = outputs.logits.float().softmax(-1)[..., :-1].max(-1)
-    boxes = outputs.pred_boxes.float() if outputs.pred_boxes.itemsize < 4 else outputs.pred_boxes
-    boxes = scale_boxes(boxes, target_sizes, pixel_mask)
-    return [
-        {"scores": s[s > threshold], "labels": c[s > threshold], "boxes": b[s > threshold]}
-        for s, c, b in zip(scores, labels, boxes)
-    ]
 
 # %% ../nbs/31_post_processing.ipynb #cc3329f5
 def valid_cells(
@@ -190,24 +330,6 @@ def resize_masks(
         part, scale_factor=(size[0] / rows, size[1] / columns), mode="bilinear", align_corners=False,
         recompute_scale_factor=False,
     )[:, 0, : size[0], : size[1]]
-
-# %% ../nbs/31_post_processing.ipynb #e0b29fa6
-def integer_sizes(
-    target_sizes, batch: int,
-) -> list[Any]:
-    """Sizes of maps: as `check_sizes`, and whole numbers of at least 1.
-
-    Args:
-        target_sizes
-        batch (int)
-
-    Returns:
-        list[Any]
-    """
-    sizes = check_sizes(target_sizes, batch)
-    if (sizes < 1).any() or (sizes != sizes.round()).any():
-        raise ValueError(f"target_sizes={sizes.tolist()}: want whole numbers of at least 1")
-    return [tuple(map(int, s)) for s in sizes.tolist()]
 
 # %% ../nbs/31_post_processing.ipynb #00fcdc38
 class ImageOutput(NamedTuple):
@@ -350,31 +472,6 @@ def class_map(
     which = running_max(resize_masks(part, size, cells)[0] for part in scores[classes].split(1))[1]
     return look_up(classes, which)
 
-# %% ../nbs/31_post_processing.ipynb #71687555
-def post_process_semantic_segmentation(
-    outputs,                           # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
-    target_sizes=None,                 # (B, 2) height, width of the original images; None: the masks' own size
-    pixel_mask: Tensor | None = None,  # (B, H, W) 1 where the image is real; None: all cells
-) -> list[Tensor]:                     # (H, W) int64 each
-    """For each image the class of every pixel: masks vote with their probability times their
-    classes'.
-
-    Args:
-        outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
-        target_sizes: (B, 2) height, width of the original images; None: the masks' own size
-        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells
-
-    Returns:
-        list[Tensor]: (H, W) int64 each
-    """
-    return [
-        class_map(
-            torch.einsum("qc,qhw->chw", logits.float().softmax(-1)[:, :-1], masks.float().sigmoid()),
-            size, cells,
-        )
-        for logits, masks, size, cells in split_outputs(outputs, target_sizes, pixel_mask)
-    ]
-
 # %% ../nbs/31_post_processing.ipynb #73fa41c6
 def enlarge_each(
     masks: Tensor,                             # (K, h, w) float
@@ -408,61 +505,6 @@ def enlarge_each(
             y = x.index_select(0, above)
             yield y.addcmul_(x.index_select(0, below).sub_(y), down[:, None])
 
-# %% ../nbs/31_post_processing.ipynb #6da25b50
-def _ids_to_fuse(label_ids: Any) -> set[int]:
-    "Class ids in any form. `ValueError` for what is none, such as a name."
-    values = [] if label_ids is None else getattr(label_ids, "tolist", lambda: label_ids)()
-    values = list(values) if isinstance(values, Iterable) else [None]
-    if not all(map(is_whole, values)):
-        raise ValueError(f"label_ids_to_fuse={label_ids!r}: want class ids, a list of whole numbers")
-    return set(values)
-
-def post_process_panoptic_segmentation(
-    outputs,                                   # with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
-    threshold: float = 0.5,                    # only scores strictly above are kept
-    mask_threshold: float = 0.5,               # of a mask's probability: below it a pixel is not its query's
-    overlap_mask_area_threshold: float = 0.8,  # a segment must keep more than this share of its mask
-    label_ids_to_fuse: Collection[int] | None = None,  # classes whose masks are one segment (stuff): none
-    target_sizes=None,                         # (B, 2) height, width of the original images; None: the masks' own size
-    pixel_mask: Tensor | None = None,          # (B, H, W) 1 where the image is real; None: all cells
-    compat: str | None = None,                 # "transformers": its result, its mistakes too
-) -> list[dict]:
-    """For each image `segmentation` (H, W) int32, 0 where no segment is, and `segments_info`: id
-    (from 1), label_id, was_fused, score, in the order of the queries.
-
-    Args:
-        outputs: with `logits` (B, N, C + 1) and `pred_masks` (B, N, h, w)
-        threshold (float): only scores strictly above are kept. Defaults to 0.5.
-        mask_threshold (float): of a mask's probability: below it a pixel is not its query's.
-            Defaults to 0.5.
-        overlap_mask_area_threshold (float): a segment must keep more than this share of its mask.
-            Defaults to 0.8.
-        label_ids_to_fuse (Collection[int] | None): classes whose masks are one segment (stuff):
-            none
-        target_sizes: (B, 2) height, width of the original images; None: the masks' own size
-        pixel_mask (Tensor | None): (B, H, W) 1 where the image is real; None: all cells
-        compat (str | None): "transformers": its result, its mistakes too
-
-    Returns:
-        list[dict]
-    """
-    merge, fused = merge_as_transformers if compat else merge_masks, _ids_to_fuse(label_ids_to_fuse)
-    result = []
-    check_numbers(
-        None, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_mask_area_threshold
-    )
-    for output in split_outputs(outputs, target_sizes, pixel_mask, compat):
-        keep, scores, labels = output.kept(threshold)
-        masks = output.masks[keep].float().sigmoid()
-        resize = resize_masks if compat or not len(keep) else enlarge_each
-        resized: Any = resize(masks, output.size, output.cells)
-        segmentation, segments = merge(
-            resized, scores, labels.tolist(), mask_threshold, overlap_mask_area_threshold,
-            fused,
-        )
-        result.append({"segmentation": segmentation, "segments_info": segments})
-    return result
-
 # %% ../nbs/31_post_processing.ipynb #c7db603d
 def to_rle(
     masks: Tensor,  # (K, H, W) bool
@@ -480,48 +522,6 @@ def to_rle(
         np.asfortranarray(masks.cpu().numpy().transpose(1, 2, 0), dtype=np.uint8)
     )
     return [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in rles]
-
-# %% ../nbs/31_post_processing.ipynb #f9476e92
-def post_process_instance_segmentation(
-    outputs,
-    threshold: float = 0.5,
-    mask_threshold: float = 0.5,
-    overlap_mask_area_threshold: float = 0.8,
-    target_sizes=None,
-    return_coco_annotation: bool = False,      # `segmentation` as COCO's run lengths, one a segment
-    pixel_mask: Tensor | None = None,
-    compat: str | None = None,
-) -> list[dict]:
-    """As `post_process_panoptic_segmentation`, nothing fused: one segment an object.
-
-    Args:
-        outputs
-        threshold (float): Defaults to 0.5.
-        mask_threshold (float): Defaults to 0.5.
-        overlap_mask_area_threshold (float): Defaults to 0.8.
-        target_sizes
-        return_coco_annotation (bool): `segmentation` as COCO's run lengths, one a segment. Defaults
-            to False.
-        pixel_mask (Tensor | None)
-        compat (str | None)
-
-    Returns:
-        list[dict]
-    """
-    result = post_process_panoptic_segmentation(
-        outputs, threshold, mask_threshold, overlap_mask_area_threshold, None, target_sizes, pixel_mask,
-        compat,
-    )
-    for found in result if return_coco_annotation else ():
-        if not compat:
-            ids = torch.tensor(
-                [s["id"] for s in found["segments_info"]], dtype=torch.int32,
-                device=found["segmentation"].device,
-            )
-            found["segmentation"] = to_rle(found["segmentation"] == ids[:, None, None])
-        elif found["segmentation"].dtype == torch.int32:
-            found["segmentation"] = rle_as_transformers(found["segmentation"])
-    return result
 
 # %% ../nbs/31_post_processing.ipynb #478fca67
 def merge_as_transformers(
