@@ -59,6 +59,7 @@ def pack_targets(
             f"labels: a {type(targets).__name__} of {len(targets)} for {num_images} images: "
             "want a list with one mapping for each"
         )
+    if not num_images: raise ValueError("a batch of 0 images: want at least one")
     check_targets(targets, num_outputs - 1, num_queries)
     labels = nn.utils.rnn.pad_sequence(
         [t["class_labels"].long() for t in targets], batch_first=True
@@ -233,9 +234,9 @@ def assign(
         list[tuple[Tensor, Tensor]]
     """
     from scipy.optimize import linear_sum_assignment
-    pairs = [
-        linear_sum_assignment(matrix[:, :n]) for matrix, n in zip(cost.detach().cpu().numpy(), num_targets)
-    ]
+    if cost.dtype == torch.bfloat16: cost = cost.float()  # which NumPy does not know
+    matrices = cost.detach().cpu().numpy()
+    pairs = [linear_sum_assignment(matrix[:, :n]) for matrix, n in zip(matrices, num_targets)]
     return [
         (torch.from_numpy(rows).long(), torch.from_numpy(columns).long()) for rows, columns in pairs
     ]

@@ -592,6 +592,8 @@ def compare_runs(
         tuple[list[dict], list[dict]]: a row for each network; a row for each query of four fresh
             images
     """
+    if unknown := [name for name in names if name not in RUNS]:
+        raise ValueError(f"names={unknown}: want some of {', '.join(map(repr, RUNS))}")
     images, _ = make_images(4, torch.Generator().manual_seed(2026))
     rows, answers = [], []
     for name, seed in tqdm([(name, seed) for name in names for seed in seeds], leave=False):

@@ -813,6 +813,12 @@ class DetrImageProcessor:
         Returns:
             list[dict[str, Tensor]]
         """
+        several = target_sizes is not None and len(target_sizes) > 1
+        if self.box_frame == "canvas" and several and pixel_mask is None:
+            warnings.warn(
+                'box_frame="canvas" without pixel_mask: boxes of images that were padded are too small',
+                stacklevel=caller_level(),
+            )
         return post_processing.post_process_object_detection(
             outputs, threshold, target_sizes, pixel_mask if self.box_frame == "canvas" else None
         )

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from detr_nb.data import CocoDetection, CocoPanoptic, SceneDetection, coco_index
 from detr_nb.datasets import check_split, convert_dataset, object_faults, open_split
 from detr_nb.evaluation import CocoEvaluator, PanopticEvaluator, compare_segments, evaluate, evaluate_panoptic
 from detr_nb.files import read_image
+from detr_nb.matcher import HungarianMatcher, assign
+from detr_nb.napkin import compare_runs
 from detr_nb.own_data import init_class_head, review_answers, start_training
 from detr_nb.pretraining import scenes_processor
 from detr_nb.training import Recipe, TrainingImages, check_run, train
@@ -640,4 +643,37 @@ def test_a_class_head_that_is_filled_is_not_called_new(folder):
         data.coco.dataset["categories"] = [{"id": 1, "name": "round"}]
         network, _ = start_training(data, model="scenes", preset="scenes")
     assert network.config.id2label == {0: "N/A", 1: "round"}
+
+
+def test_what_a_matcher_is_given():
+    "Costs of half precision, and a batch without images."
+    cost = torch.tensor([[[0.5, 2.0], [1.0, 0.25], [3.0, 3.0]]])
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        (queries, targets), = assign(cost.to(dtype), [2])
+        assert queries.tolist() == [0, 1] and targets.tolist() == [0, 1]
+    nothing = {"logits": torch.zeros(0, 4, 3), "pred_boxes": torch.zeros(0, 4, 4)}
+    with pytest.raises(ValueError, match="a batch of 0 images: want at least one"): HungarianMatcher()(nothing, [])
+
+
+def test_runs_of_the_napkin_are_named():
+    with pytest.raises(ValueError, match="names=\\['no L2'\\]: want some of 'DETR', "): compare_runs(["no L2"])
+
+
+def test_boxes_of_a_canvas_want_the_mask(detector):
+    "With shares of the padded canvas, what is padding must be known, or the boxes shrink."
+    processor = detr_nb.DetrImageProcessor(size={"height": 64, "width": 64}, box_frame="canvas")
+    logits, boxes = torch.full((2, 1, 3), -9.0), torch.tensor([[[0.25, 0.5, 0.25, 0.5]]] * 2)
+    logits[..., 1] = 9
+    outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
+    mask = torch.ones(2, 64, 64)
+    mask[1, :, 32:] = 0
+    with pytest.warns(UserWarning, match="without pixel_mask: boxes of images that were padded are too small"):
+        shrunk = processor.post_process_object_detection(outputs, 0.5, [(100, 100)] * 2)[1]["boxes"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right = processor.post_process_object_detection(outputs, 0.5, [(100, 100)] * 2, mask)[1]["boxes"]
+        alone = SimpleNamespace(logits=logits[:1], pred_boxes=boxes[:1])
+        processor.post_process_object_detection(alone, 0.5, [(100, 100)])
+        detr_nb.DetrImageProcessor().post_process_object_detection(outputs, 0.5, [(100, 100)] * 2)
+    assert shrunk.round().tolist() == [[12, 25, 38, 75]] and right.round().tolist() == [[25, 25, 75, 75]]
 
