@@ -5,12 +5,79 @@
 # %% ../nbs/43_scaling.ipynb #scale004
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
 
 # %% auto #0
 __all__ = [
-    "Plan", "plan_training"
+    "GradientDifference", "compare_gradients", "Plan", "plan_training"
 ]
+
+# %% ../nbs/43_scaling.ipynb #compare43
+class GradientDifference(NamedTuple):
+    """How two gradients of a part of the model differ, as `compare_gradients` finds it.
+
+    Attributes:
+        length (float): of the other ÷ of the one
+        difference (float): length of their difference ÷ of the one: about 1e-7 if it is rounding
+    """
+    length: float      # of the other ÷ of the one
+    difference: float  # length of their difference ÷ of the one: about 1e-7 if it is rounding
+
+def compare_gradients(
+    one: nn.Module | Mapping[str, Tensor],    # after `backward`; or name of a parameter → gradient
+    other: nn.Module | Mapping[str, Tensor],  # of the same model, made in another way
+) -> dict[str, GradientDifference]:           # of "all", then of each part of the model
+    """Whether two ways to a gradient make the same step, and which part they disagree on. Switch
+    dropout off first.
+
+    Args:
+        one (nn.Module | Mapping[str, Tensor]): after `backward`; or name of a parameter → gradient
+        other (nn.Module | Mapping[str, Tensor]): of the same model, made in another way
+
+    Returns:
+        dict[str, GradientDifference]: of "all", then of each part of the model
+
+    Raises:
+        ValueError: for gradients that only one of the two has, or other shapes.
+    """
+    first, second = _named_gradients(one), _named_gradients(other)
+    if not first and not second: raise ValueError("no gradients: want two models after backward")
+    if alone := sorted(first.keys() ^ second.keys()):
+        raise ValueError(f"gradients in only one of the two: {alone[0]} (of {len(alone)} such)")
+    if other_shape := [name for name in first if first[name].shape != second[name].shape]:
+        raise ValueError(f"gradients of different shapes: {other_shape[0]}: want the same model")
+    groups = {"all": list(first)}
+    for name in first: groups.setdefault(_part_of(name), []).append(name)
+    return {part: _difference(first, second, names) for part, names in groups.items()}
+
+# %% ../nbs/43_scaling.ipynb #compare44
+_WRAPPERS = {"module", "detector", "segmenter", "detr", "model"}  # names around the parts
+
+def _part_of(name: str) -> str:
+    "The part of the model that a parameter belongs to."
+    return next((word for word in name.split(".") if word not in _WRAPPERS), name)
+
+def _named_gradients(given: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "Gradients by name, without what DistributedDataParallel puts before it."
+    if isinstance(given, nn.Module):
+        given = {name: p.grad for name, p in given.named_parameters() if p.grad is not None}
+    return {name.removeprefix("module."): gradient.detach() for name, gradient in given.items()}
+
+def _difference(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], names: list[str]
+) -> GradientDifference:
+    "Of the parameters `names` together. A gradient of zeros equals only another one."
+    flat = lambda given: torch.cat([given[name].flatten().cpu().double() for name in names])
+    a, b = flat(first), flat(second)
+    base, length, gap = float(a.norm()), float(b.norm()), float((b - a).norm())
+    if base: return GradientDifference(length / base, gap / base)
+    return GradientDifference(inf, inf) if length else GradientDifference(1.0, 0.0)
 
 # %% ../nbs/43_scaling.ipynb #scale032
 @dataclass(frozen=True)

@@ -838,7 +838,9 @@ def make_accelerator(
     )
     if batch_size % (accelerator.num_processes * accumulate):
         parts = f" with {accumulate} parts each" if accumulate > 1 else ""
-        raise ValueError(f"batch_size={batch_size} is not divisible by {accelerator.num_processes} processes{parts}")
+        count = accelerator.num_processes
+        processes = f"{count} process{'es' if count > 1 else ''}{parts}"
+        raise ValueError(f"batch_size={batch_size} is not divisible by {processes}")
     return accelerator
 
 def mean_numbers(state: TrainState, accelerator) -> dict[str, float]:

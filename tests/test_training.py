@@ -259,7 +259,7 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(tmp_path, accumulate):
         np.testing.assert_allclose([row[name] for row in other], [row[name] for row in one], rtol=1e-5, err_msg=name)
     a, b = (DetrForObjectDetection.from_pretrained(tmp_path / name / "model").state_dict() for name in ("whole", "parts"))
     for name in a: torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="batch_size=4 is not divisible by 1 processes with 3 parts each"):
+    with pytest.raises(ValueError, match="batch_size=4 is not divisible by 1 process with 3 parts each"):
         train(tiny(), SceneDetection(24, seed=6), tmp_path / "odd", replace(SHORT, accumulate=3), scenes_processor())
 
 
