@@ -496,6 +496,15 @@ def read_annotations(
     """
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such annotation file")
     data = read_json(path)
+    entries = data.get("annotations") if isinstance(data, dict) else None
+    some = entries if isinstance(entries, list) else []
+    keys = {key for entry in some if isinstance(entry, dict) for key in entry}
+    kinds = {
+        "bbox": "objects (`CocoDetection`)", "segments_info": "segments (`CocoPanoptic`, --panoptic)",
+    }
+    own, other = kinds if "bbox" in wanted.get("annotations", ()) else reversed(kinds)
+    if other in keys and own not in keys:
+        raise ValueError(f"{path} is a file of {kinds[other]}: want one of {kinds[own]}")
     raise_faults(file_faults(data, wanted, outside), path)
     return data
 
@@ -837,6 +846,29 @@ class SceneDetection(Dataset):
         masks: bool = False,  # annotations have each segment's pixels too
     ):
         self.count, self.seed, self.split, self.masks = count, seed, split, masks
+        self.selected: list[int] | None = None  # numbers of the scenes, where `select` chose some
+
+    def select(
+        self,
+        indices: Iterable[int],  # of items, each once
+    ) -> SceneDetection:
+        """The same dataset with these scenes alone, in this order.
+
+        Args:
+            indices (Iterable[int]): of items, each once
+
+        Returns:
+            SceneDetection
+        """
+        chosen = copy.copy(self)
+        chosen.__dict__.pop("coco", None)
+        chosen.selected = [self._number(i) for i in chosen_indices(indices, len(self))]
+        chosen.count = len(chosen.selected)
+        return chosen
+
+    def _number(self, index: int) -> int:
+        "Of an item: the number of its scene."
+        return index if self.selected is None else self.selected[index]
 
     id2label = {c["id"]: c["name"] for c in CATEGORIES}
 
@@ -845,20 +877,22 @@ class SceneDetection(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict]:
         if not 0 <= index < self.count: raise IndexError(f"index {index}: want 0 … {self.count - 1}")
-        scene = draw_scene(self.seed, index, self.split)
-        target = {"image_id": index + 1, "annotations": scene_annotations(scene, self.masks)}
+        number = self._number(index)
+        scene = draw_scene(self.seed, number, self.split)
+        target = {"image_id": number + 1, "annotations": scene_annotations(scene, self.masks)}
         return Image.fromarray(scene.image), target
 
     @cached_property
     def coco(self):
         "The truth about all of them as a `pycocotools` `COCO`."
         annotations = [
-            a | {"image_id": i + 1} for i in range(self.count) for a in self[i][1]["annotations"]
+            a | {"image_id": target["image_id"]}
+            for _, target in map(self.__getitem__, range(self.count)) for a in target["annotations"]
         ]
         return coco_index({
             "images": [
-                {"id": i + 1, "file_name": f"{i + 1:06d}.png", "width": SIZE, "height": SIZE}
-                for i in range(self.count)
+                {"id": i, "file_name": f"{i:06d}.png", "width": SIZE, "height": SIZE}
+                for i in (self._number(index) + 1 for index in range(self.count))
             ],
             "annotations": [a | {"id": i + 1} for i, a in enumerate(annotations)],
             "categories": CATEGORIES,

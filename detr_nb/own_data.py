@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .boxes import box_iou
 from .config import DetrConfig
-from .data import CocoDetection, CocoPanoptic
+from .data import CocoDetection, CocoPanoptic, as_split
 from .datasets import open_split, write_coco
 from .detector import DetrForObjectDetection
 from .evaluation import evaluate, run_model
@@ -215,6 +215,7 @@ def review_answers(
         ValueError: for a threshold outside 0…1.
     """
     if not 0 <= threshold <= 1: raise ValueError(f"threshold={threshold!r}: want a number from 0 to 1")
+    dataset = as_split(dataset)
     if not hasattr(dataset, "coco") or isinstance(dataset, CocoPanoptic):
         raise TypeError(f"dataset is {type(dataset).__name__}: want a CocoDetection or a SceneDetection")
     detector, reviewed = getattr(model, "detr", model), []

@@ -290,7 +290,7 @@ def test_what_is_wrong_with_val_is_said_at_once(tmp_path, folder):
     with pytest.raises(ValueError, match="val is empty: want at least one image"):
         train(small(num_labels=13), data, *rest, val=SceneDetection(0, seed=0))
     with pytest.raises(TypeError, match="val is Subset: want a CocoDetection"):
-        train(small(num_labels=13), data, *rest, val=torch.utils.data.Subset(data, [0]))
+        train(small(num_labels=13), data, *rest, val=torch.utils.data.Subset([data[0], data[1]], [0]))
     raw = json.loads((folder / "annotations" / "panoptic_val.json").read_text())
     for annotation in raw["annotations"]:
         for segment in annotation["segments_info"]: del segment["bbox"]
@@ -353,7 +353,7 @@ def test_predictions_of_other_kinds():
 
 def test_what_cannot_be_evaluated_says_so(detector):
     data, processor = SceneDetection(2, seed=0), scenes_processor()
-    subset = torch.utils.data.Subset(data, [0])
+    subset = torch.utils.data.Subset([data[0]], [0])
     with pytest.raises(TypeError, match="dataset is Subset"): evaluate(detector, subset, processor)
     with pytest.raises(TypeError, match="dataset is Subset"): review_answers(detector, processor, subset)
     with pytest.raises(ValueError, match="a detector draws no masks"): evaluate(detector, data, processor, iou_types=("segm",))

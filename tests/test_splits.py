@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Subset, random_split
 
 import detr_nb
-from detr_nb.data import CocoDetection, CocoPanoptic, as_split
+from detr_nb.data import CocoDetection, CocoPanoptic, SceneDetection, as_split
 from detr_nb.datasets import open_split, split_dataset
 from detr_nb.evaluation import evaluate, evaluate_panoptic
 from detr_nb.files import read_log
@@ -31,7 +31,10 @@ def panoptic(folder):
     return CocoPanoptic(folder / "val", folder / "panoptic_val", folder / "annotations" / "panoptic_val.json")
 
 
-@pytest.mark.parametrize("make", [detection, panoptic])
+def drawn(folder): return SceneDetection(8, seed=0, split="val")
+
+
+@pytest.mark.parametrize("make", [detection, panoptic, drawn])
 def test_a_selection_knows_its_images_alone(folder, make):
     whole = make(folder)
     own = as_split(Subset(Subset(whole, [5, 2, 7]), [2, 0]))
@@ -137,3 +140,19 @@ def test_what_cannot_be_divided(folder, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with pytest.raises(FileExistsError, match="nothing is overwritten"): split_dataset(truth, tmp_path / "out")
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_a_file_of_the_other_kind_is_named(folder):
+    boxes, segments = folder / "annotations" / "instances_val.json", folder / "annotations" / "panoptic_val.json"
+    with pytest.raises(ValueError, match="panoptic_val.json is a file of segments .*: want one of objects"):
+        CocoDetection(folder / "val", segments)
+    with pytest.raises(ValueError, match="instances_val.json is a file of objects .*: want one of segments"):
+        CocoPanoptic(folder / "val", folder / "panoptic_val", boxes)
+
+
+def test_scenes_are_divided_like_files(folder):
+    "What is found in a part is what the same images have as files."
+    model, processor = detr_nb.DetrForObjectDetection.from_pretrained("scenes"), scenes_processor()
+    found = [evaluate(model, Subset(make(folder), [5, 0, 3]), processor, progress=False) for make in (drawn, detection)]
+    assert found[0] == found[1] and found[0]["all"]["AP"] > 0.5
+
