@@ -406,7 +406,9 @@ def evaluate(
     """
     dataset = as_split(dataset)
     if not hasattr(dataset, "coco"):
-        raise TypeError(f"dataset is {type(dataset).__name__}: want a CocoDetection, CocoPanoptic or SceneDetection")
+        found = type(dataset).__name__
+        wanted = "a CocoDetection, CocoPanoptic or SceneDetection, or one of your own with `coco`"
+        raise TypeError(f"dataset is {found}: want {wanted}")
     if "segm" in iou_types and isinstance(model, DetrForObjectDetection):
         raise ValueError("iou_types has 'segm', and a detector draws no masks: want a DetrForSegmentation")
     segments = "segm" in iou_types and isinstance(dataset, CocoPanoptic)
