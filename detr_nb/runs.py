@@ -38,9 +38,86 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = [
-    "shuffled", "StepSampler", "Stopped", "find_collapse", "draw_batch", "Record", "show_distance",
+    "draw_batch", "find_collapse", "Stopped", "shuffled", "StepSampler", "Record", "show_distance",
     "show_all_boxes", "draw_training"
 ]
+
+# %% ../nbs/99_runs.ipynb #badday414
+def draw_batch(
+    path: str | os.PathLike,            # of a batch that `train` saved
+    processor: Any,                     # a `DetrImageProcessor`, whose mean and deviation are taken back
+    id2label: dict[int, str] | None = None,
+):
+    """The images of a saved batch with their boxes, and how large their numbers are. Returns the
+    axes.
+
+    Args:
+        path (str | os.PathLike): of a batch that `train` saved
+        processor (Any): a `DetrImageProcessor`, whose mean and deviation are taken back
+        id2label (dict[int, str] | None)
+    """
+    try: batch = torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: want a batch that a training saved ({str(error).splitlines()[0]})") from error
+    if not isinstance(batch, dict) or not {"pixel_values", "pixel_mask", "labels"} <= batch.keys():
+        raise ValueError(f"{path}: want a batch that a training saved (pixel_values, pixel_mask, labels)")
+    mean, deviation = (
+        torch.tensor(values)[:, None, None]
+        for values in (processor.image_mean, processor.image_std)
+    )
+    axes = grid(len(batch["labels"]), columns=4, size=2.2)
+    for pixels, mask, target, ax in zip(batch["pixel_values"], batch["pixel_mask"], batch["labels"], axes):
+        height, width = int(mask[:, 0].sum()), int(mask[0].sum())
+        image = (pixels[:, :height, :width] * deviation + mean).nan_to_num(0, 1, 0).clamp(0, 1)
+        boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
+        title = (
+            f"image {int(target['image_id'])}: " * ("image_id" in target) + f"{len(boxes)} objects"
+        )
+        if not (largest := float(pixels.abs().max())) < 50: title += f"\npixels up to {largest:.0e}"  # or NaN
+        if not boxes.isfinite().all(): title += "\nboxes that are no numbers"
+        sound = boxes.isfinite().all(1)
+        shown = (image.permute(1, 2, 0) * 255).byte().numpy()
+        show_boxes(shown, boxes[sound], target["class_labels"][sound].tolist(), id2label, title=title, ax=ax)
+    return axes
+
+# %% ../nbs/99_runs.ipynb #badday412
+def find_collapse(
+    logits: Tensor,  # (B, N, C + 1)
+    boxes: Tensor,   # (B, N, 4) in 0…1
+) -> str | None:
+    """What all queries have in common that they should not, in words; None if nothing.
+
+    Args:
+        logits (Tensor): (B, N, C + 1)
+        boxes (Tensor): (B, N, 4) in 0…1
+
+    Returns:
+        str | None
+    """
+    classes = logits.argmax(-1)
+    said = classes[classes < logits.shape[-1] - 1]
+    if len(said) == 0: return 'every query says "nothing" in every image'
+    if boxes.std(1).amax() < 0.01: return "all queries give one and the same box"
+    if len(boxes) > 1 and boxes.std(0).amax() < 0.01 and (classes == classes[0]).all():
+        return "all images get the same answer"
+    if len(boxes) > 1 and len(said) == classes.numel() and len(said.unique()) == 1:
+        return "all queries give one and the same class"
+    return None
+
+# %% ../nbs/99_runs.ipynb #badday411
+class Stopped(SystemExit):
+    """A training was stopped and saved. It ends the program with exit code 75 (SIGTERM) or 130
+    (Ctrl-C) unless it is caught.
+
+    Args:
+        step (int)
+        path (Path)
+        rank (int): Defaults to 0.
+        interrupted (bool): Defaults to False.
+    """
+    def __init__(self, step: int, path: Path, rank: int = 0, interrupted: bool = False):
+        super().__init__(130 if interrupted else 75)
+        if rank == 0: print(f"stopped at step {step} and saved {path}: go on with --resume", file=sys.stderr)
 
 # %% ../nbs/99_runs.ipynb #5846fd48
 def shuffled(length: int, seed: int) -> list[int]:
@@ -162,6 +239,119 @@ def aspect_ratios(dataset: Any) -> list[float] | None:
             raise ValueError(f"buckets=True: image {entry['id']} has no width and height in the annotations")
     return [entry["height"] / entry["width"] for entry in entries]
 
+# %% ../nbs/99_runs.ipynb #29105d50
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a `Recorder` kept: M moments, P images, N queries.
+
+    Attributes:
+        images (Sequence[np.ndarray]): P of (H, W, 3) uint8
+        config (DetrConfig): of the model: names of the categories
+        step (np.ndarray): (M,)
+        boxes (np.ndarray): (M, P, N, 4) centre and size in 0…1
+        probabilities (np.ndarray): (M, P, N, C + 1) in 0…1
+        attention (np.ndarray): (M, P, N, h, w) over its maximum
+    """
+    images: Sequence[np.ndarray]  # P of (H, W, 3) uint8
+    config: DetrConfig            # of the model: names of the categories
+    step: np.ndarray              # (M,)
+    boxes: np.ndarray             # (M, P, N, 4) centre and size in 0…1
+    probabilities: np.ndarray     # (M, P, N, C + 1) in 0…1
+    attention: np.ndarray         # (M, P, N, h, w) over its maximum
+
+    def said(self) -> np.ndarray:  # (M, P, N) the likeliest class, "nothing" among them
+        """
+        Returns:
+            np.ndarray: (M, P, N) the likeliest class, "nothing" among them
+        """
+        return self.probabilities.argmax(-1)
+
+# %% ../nbs/99_runs.ipynb #93cd8b63
+def show_distance(ax, record: Record, moment: int, query: int) -> float:
+    """L1 distance between a query's boxes and its last ones, mean over the images, as a line;
+    returns it for this moment.
+
+    Args:
+        ax
+        record (Record)
+        moment (int)
+        query (int)
+
+    Returns:
+        float
+    """
+    distance = np.abs(record.boxes[:, :, query] - record.boxes[-1, :, query]).sum(-1).mean(1)
+    ax.plot(record.step / 1000, distance, "o-", ms=3, color="#0072B2")
+    ax.axvline(record.step[moment] / 1000, color="#D55E00", lw=1)
+    show_axis(ax, "distance to its last boxes", ylim=(0, None))
+    ax.set_xlabel("thousand steps", fontsize=7, labelpad=1)
+    return float(distance[moment])
+
+def show_all_boxes(ax, record: Record, moment: int, query: int) -> None:
+    """A query's boxes in all images, in the colour of what it says, each class named once; grey
+    where that is nothing.
+
+    Args:
+        ax
+        record (Record)
+        moment (int)
+        query (int)
+    """
+    said, named = record.said()[moment, :, query], set()
+    for (x, y, w, h), label in zip(record.boxes[moment, :, query], said):
+        nothing = label == record.config.num_labels
+        colour = "0.6" if nothing else class_colour(int(label))
+        ax.plot(
+            x + w / 2 * np.array([-1, 1, 1, -1, -1]), y + h / 2 * np.array([-1, -1, 1, 1, -1]), color=colour, lw=1.2,
+        )
+        if not nothing and label not in named:
+            named.add(label)
+            ax.text(x - w / 2, y - h / 2, class_name(label, record.config), fontsize=6.5, color=colour, va="bottom")
+    speaks = int((said < record.config.num_labels).sum())
+    show_axis(ax, f"its boxes in {len(said)} images, {speaks} coloured", xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
+
+def draw_training(
+    record: Record,    # what `detr_nb.explore.read_record` gives
+    moment: int,       # 0 … M − 1
+    query: int,        # 0 … N − 1
+    image: int = 0,    # 0 … P − 1
+) -> Figure:
+    """A query at one moment of its training. Each attention map is drawn over its own maximum.
+
+    Args:
+        record (Record): what `detr_nb.explore.read_record` gives
+        moment (int): 0 … M − 1
+        query (int): 0 … N − 1
+        image (int): 0 … P − 1. Defaults to 0.
+
+    Returns:
+        Figure
+    """
+    for name, value, count in zip(("moment", "image", "query"), (moment, image, query), record.boxes.shape):
+        check_range(name, value, count)
+    figure, (place, classes, everywhere, course) = panels(
+        (0.1, 2.3), (3.1, 4.4), (4.9, 6.73), (7.3, 9.0)
+    )
+    height, width = record.images[image].shape[:2]
+    box = record.boxes[moment, image, query] * (width, height, width, height)
+    said = record.said()[moment, :, query]
+    show_heat(
+        record.attention[moment, image, query], record.images[image],
+        f"query {query} at step {record.step[moment]}", place,
+    )
+    colour = "0.6" if said[image] == record.config.num_labels else class_colour(int(said[image]))
+    draw_box(place, np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2]), colour)
+    class_bars(classes, record.probabilities[moment, image, query], record.config)
+    show_all_boxes(everywhere, record, moment, query)
+    distance = show_distance(course, record, moment, query)
+    figure.set_label(
+        f"At step {record.step[moment]}, query {query} says {class_name(said[image], record.config)} in "
+        f"image {image}, in a box around ({box[0]:.0f}, {box[1]:.0f}). It says something in "
+        f"{(said < record.config.num_labels).sum()} of {len(said)} images; "
+        f"its boxes are {distance:.2f} from where they end."
+    )
+    return figure
+
 # %% ../nbs/99_runs.ipynb #runs0015
 def describe_run(detector: nn.Module, dataset: Any, processor: Any, val: Any = None) -> dict[str, Any]:
     """What a training works on, as a checkpoint keeps it: the data (its file by a hash), the
@@ -177,19 +367,23 @@ def describe_run(detector: nn.Module, dataset: Any, processor: Any, val: Any = N
         dict[str, Any]
     """
     def mark(data: Any) -> str | None:
-        if isinstance(data, SceneDetection): return f"{data.count} scenes, {data.split}, seed {data.seed}"
-        file = getattr(data, "ann_file", None)
-        if file is None: return None
         chosen = getattr(data, "selected", None)  # of its images
         own = b"" if chosen is None else repr(chosen).encode()
+        if isinstance(data, SceneDetection):
+            drawn = f"{data.count} scenes, {data.split}, seed {data.seed}"
+            return f"{drawn}, chosen {hashlib.sha256(own).hexdigest()[:12]}" if own else drawn
+        file = getattr(data, "ann_file", None)
+        if file is None: return None
         return hashlib.sha256(Path(file).read_bytes() + own).hexdigest()[:12]
 
     config: Any = detector.config
+    scenes = isinstance(dataset, SceneDetection) and dataset.selected is None
     settings = {"config": config.to_dict(), "processor": processor.to_dict()}
     return {
         "model": type(detector).__name__, "data": type(dataset).__name__, "images": len(dataset),
         "categories": dict(dataset.id2label), "seed of the scenes": getattr(dataset, "seed", None),
-        "annotations": None if isinstance(dataset, SceneDetection) else mark(dataset), "annotations of val": mark(val),
+        "annotations": None if scenes else mark(dataset),
+        "annotations of val": mark(val),
     } | {f"{kind}.{k}": v for kind, own in settings.items() for k, v in own.items() if k != "architectures"}
 
 def compare_runs(old_recipe: dict, recipe: dict, old_run: dict, run: dict, path: Path) -> None:
@@ -299,20 +493,29 @@ def own_folder(
         warnings.filterwarnings("ignore", r"labels\[.*targets for .* queries")  # said once, at the start
         yield
 
-# %% ../nbs/99_runs.ipynb #badday411
-class Stopped(SystemExit):
-    """A training was stopped and saved. It ends the program with exit code 75 (SIGTERM) or 130
-    (Ctrl-C) unless it is caught.
+# %% ../nbs/99_runs.ipynb #runs0024
+def warn_of_crowded(num_queries: int, dataset: Any) -> None:
+    """One warning for the images of a dataset that have more objects than a model has queries.
 
     Args:
-        step (int)
-        path (Path)
-        rank (int): Defaults to 0.
-        interrupted (bool): Defaults to False.
+        num_queries (int)
+        dataset (Any)
     """
-    def __init__(self, step: int, path: Path, rank: int = 0, interrupted: bool = False):
-        super().__init__(130 if interrupted else 75)
-        if rank == 0: print(f"stopped at step {step} and saved {path}: go on with --resume", file=sys.stderr)
+    if isinstance(dataset, CocoDetection):
+        counts = {
+            i: sum(not a["iscrowd"] for a in found) for i, found in dataset.coco.imgToAnns.items()
+        }
+    elif isinstance(dataset, CocoPanoptic):
+        segments = {a["image_id"]: a["segments_info"] for a in dataset.annotations}
+        counts = {i: sum(not s.get("iscrowd", 0) for s in found) for i, found in segments.items()}
+    else: return  # scenes have few
+    crowded = [f"image {i} has {count}" for i, count in counts.items() if count > num_queries]
+    if crowded:
+        warnings.warn(
+            f"{len(crowded)} of {len(dataset)} images have more objects than the model has queries ({num_queries}): "
+            f"{first_three(crowded)}. Those over the number are never found; num_queries={max(counts.values())} "
+            f"(--queries {max(counts.values())}) or more has a place for all", stacklevel=caller_level(),
+        )
 
 # %% ../nbs/99_runs.ipynb #inner4102
 @contextmanager
@@ -436,202 +639,3 @@ def ignore_sigterm(worker: int) -> None:
         worker (int)
     """
     for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, signal.SIG_IGN)
-
-# %% ../nbs/99_runs.ipynb #badday412
-def find_collapse(
-    logits: Tensor,  # (B, N, C + 1)
-    boxes: Tensor,   # (B, N, 4) in 0…1
-) -> str | None:
-    """What all queries have in common that they should not, in words; None if nothing.
-
-    Args:
-        logits (Tensor): (B, N, C + 1)
-        boxes (Tensor): (B, N, 4) in 0…1
-
-    Returns:
-        str | None
-    """
-    classes = logits.argmax(-1)
-    said = classes[classes < logits.shape[-1] - 1]
-    if len(said) == 0: return 'every query says "nothing" in every image'
-    if boxes.std(1).amax() < 0.01: return "all queries give one and the same box"
-    if len(boxes) > 1 and boxes.std(0).amax() < 0.01 and (classes == classes[0]).all():
-        return "all images get the same answer"
-    if len(boxes) > 1 and len(said) == classes.numel() and len(said.unique()) == 1:
-        return "all queries give one and the same class"
-    return None
-
-# %% ../nbs/99_runs.ipynb #runs0024
-def warn_of_crowded(num_queries: int, dataset: Any) -> None:
-    """One warning for the images of a dataset that have more objects than a model has queries.
-
-    Args:
-        num_queries (int)
-        dataset (Any)
-    """
-    if isinstance(dataset, CocoDetection):
-        counts = {
-            i: sum(not a["iscrowd"] for a in found) for i, found in dataset.coco.imgToAnns.items()
-        }
-    elif isinstance(dataset, CocoPanoptic):
-        segments = {a["image_id"]: a["segments_info"] for a in dataset.annotations}
-        counts = {i: sum(not s.get("iscrowd", 0) for s in found) for i, found in segments.items()}
-    else: return  # scenes have few
-    crowded = [f"image {i} has {count}" for i, count in counts.items() if count > num_queries]
-    if crowded:
-        warnings.warn(
-            f"{len(crowded)} of {len(dataset)} images have more objects than the model has queries ({num_queries}): "
-            f"{first_three(crowded)}. Those over the number are never found; num_queries={max(counts.values())} "
-            f"(--queries {max(counts.values())}) or more has a place for all", stacklevel=caller_level(),
-        )
-
-# %% ../nbs/99_runs.ipynb #badday414
-def draw_batch(
-    path: str | os.PathLike,            # of a batch that `train` saved
-    processor: Any,                     # a `DetrImageProcessor`, whose mean and deviation are taken back
-    id2label: dict[int, str] | None = None,
-):
-    """The images of a saved batch with their boxes, and how large their numbers are. Returns the
-    axes.
-
-    Args:
-        path (str | os.PathLike): of a batch that `train` saved
-        processor (Any): a `DetrImageProcessor`, whose mean and deviation are taken back
-        id2label (dict[int, str] | None)
-    """
-    try: batch = torch.load(path, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: want a batch that a training saved ({str(error).splitlines()[0]})") from error
-    if not isinstance(batch, dict) or not {"pixel_values", "pixel_mask", "labels"} <= batch.keys():
-        raise ValueError(f"{path}: want a batch that a training saved (pixel_values, pixel_mask, labels)")
-    mean, deviation = (
-        torch.tensor(values)[:, None, None]
-        for values in (processor.image_mean, processor.image_std)
-    )
-    axes = grid(len(batch["labels"]), columns=4, size=2.2)
-    for pixels, mask, target, ax in zip(batch["pixel_values"], batch["pixel_mask"], batch["labels"], axes):
-        height, width = int(mask[:, 0].sum()), int(mask[0].sum())
-        image = (pixels[:, :height, :width] * deviation + mean).nan_to_num(0, 1, 0).clamp(0, 1)
-        boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
-        title = (
-            f"image {int(target['image_id'])}: " * ("image_id" in target) + f"{len(boxes)} objects"
-        )
-        if not (largest := float(pixels.abs().max())) < 50: title += f"\npixels up to {largest:.0e}"  # or NaN
-        if not boxes.isfinite().all(): title += "\nboxes that are no numbers"
-        sound = boxes.isfinite().all(1)
-        shown = (image.permute(1, 2, 0) * 255).byte().numpy()
-        show_boxes(shown, boxes[sound], target["class_labels"][sound].tolist(), id2label, title=title, ax=ax)
-    return axes
-
-# %% ../nbs/99_runs.ipynb #29105d50
-@dataclass(frozen=True, eq=False)
-class Record:
-    """What a `Recorder` kept: M moments, P images, N queries.
-
-    Attributes:
-        images (Sequence[np.ndarray]): P of (H, W, 3) uint8
-        config (DetrConfig): of the model: names of the categories
-        step (np.ndarray): (M,)
-        boxes (np.ndarray): (M, P, N, 4) centre and size in 0…1
-        probabilities (np.ndarray): (M, P, N, C + 1) in 0…1
-        attention (np.ndarray): (M, P, N, h, w) over its maximum
-    """
-    images: Sequence[np.ndarray]  # P of (H, W, 3) uint8
-    config: DetrConfig            # of the model: names of the categories
-    step: np.ndarray              # (M,)
-    boxes: np.ndarray             # (M, P, N, 4) centre and size in 0…1
-    probabilities: np.ndarray     # (M, P, N, C + 1) in 0…1
-    attention: np.ndarray         # (M, P, N, h, w) over its maximum
-
-    def said(self) -> np.ndarray:  # (M, P, N) the likeliest class, "nothing" among them
-        """
-        Returns:
-            np.ndarray: (M, P, N) the likeliest class, "nothing" among them
-        """
-        return self.probabilities.argmax(-1)
-
-# %% ../nbs/99_runs.ipynb #93cd8b63
-def show_distance(ax, record: Record, moment: int, query: int) -> float:
-    """L1 distance between a query's boxes and its last ones, mean over the images, as a line;
-    returns it for this moment.
-
-    Args:
-        ax
-        record (Record)
-        moment (int)
-        query (int)
-
-    Returns:
-        float
-    """
-    distance = np.abs(record.boxes[:, :, query] - record.boxes[-1, :, query]).sum(-1).mean(1)
-    ax.plot(record.step / 1000, distance, "o-", ms=3, color="#0072B2")
-    ax.axvline(record.step[moment] / 1000, color="#D55E00", lw=1)
-    show_axis(ax, "distance to its last boxes", ylim=(0, None))
-    ax.set_xlabel("thousand steps", fontsize=7, labelpad=1)
-    return float(distance[moment])
-
-def show_all_boxes(ax, record: Record, moment: int, query: int) -> None:
-    """A query's boxes in all images, in the colour of what it says, each class named once; grey
-    where that is nothing.
-
-    Args:
-        ax
-        record (Record)
-        moment (int)
-        query (int)
-    """
-    said, named = record.said()[moment, :, query], set()
-    for (x, y, w, h), label in zip(record.boxes[moment, :, query], said):
-        nothing = label == record.config.num_labels
-        colour = "0.6" if nothing else class_colour(int(label))
-        ax.plot(
-            x + w / 2 * np.array([-1, 1, 1, -1, -1]), y + h / 2 * np.array([-1, -1, 1, 1, -1]), color=colour, lw=1.2,
-        )
-        if not nothing and label not in named:
-            named.add(label)
-            ax.text(x - w / 2, y - h / 2, class_name(label, record.config), fontsize=6.5, color=colour, va="bottom")
-    speaks = int((said < record.config.num_labels).sum())
-    show_axis(ax, f"its boxes in {len(said)} images, {speaks} coloured", xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
-
-def draw_training(
-    record: Record,    # what `detr_nb.explore.read_record` gives
-    moment: int,       # 0 … M − 1
-    query: int,        # 0 … N − 1
-    image: int = 0,    # 0 … P − 1
-) -> Figure:
-    """A query at one moment of its training. Each attention map is drawn over its own maximum.
-
-    Args:
-        record (Record): what `detr_nb.explore.read_record` gives
-        moment (int): 0 … M − 1
-        query (int): 0 … N − 1
-        image (int): 0 … P − 1. Defaults to 0.
-
-    Returns:
-        Figure
-    """
-    for name, value, count in zip(("moment", "image", "query"), (moment, image, query), record.boxes.shape):
-        check_range(name, value, count)
-    figure, (place, classes, everywhere, course) = panels(
-        (0.1, 2.3), (3.1, 4.4), (4.9, 6.73), (7.3, 9.0)
-    )
-    height, width = record.images[image].shape[:2]
-    box = record.boxes[moment, image, query] * (width, height, width, height)
-    said = record.said()[moment, :, query]
-    show_heat(
-        record.attention[moment, image, query], record.images[image],
-        f"query {query} at step {record.step[moment]}", place,
-    )
-    colour = "0.6" if said[image] == record.config.num_labels else class_colour(int(said[image]))
-    draw_box(place, np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2]), colour)
-    class_bars(classes, record.probabilities[moment, image, query], record.config)
-    show_all_boxes(everywhere, record, moment, query)
-    distance = show_distance(course, record, moment, query)
-    figure.set_label(
-        f"At step {record.step[moment]}, query {query} says {class_name(said[image], record.config)} in "
-        f"image {image}, in a box around ({box[0]:.0f}, {box[1]:.0f}). It says something in "
-        f"{(said < record.config.num_labels).sum()} of {len(said)} images; "
-        f"its boxes are {distance:.2f} from where they end."
-    )
-    return figure

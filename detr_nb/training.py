@@ -926,7 +926,7 @@ def load_batches(
 
 # %% ../nbs/41_training.ipynb #runs41a9
 def warn_of_collapse(model: Any, batch: BatchFeature, before: str | None, step: int) -> str | None:
-    """What `find_collapse` says of a batch; a warning if it said the same `before`.
+    """What `find_collapse` says of a batch; a warning if it said something `before`, too.
 
     Args:
         model (Any)
@@ -942,9 +942,10 @@ def warn_of_collapse(model: Any, batch: BatchFeature, before: str | None, step: 
         part = BatchFeature(batch).to(next(model.parameters()).device)
         outputs = detector(part.pixel_values, part.pixel_mask)
         found = find_collapse(outputs.logits.float(), outputs.pred_boxes.float())
-    if found and found == before and step >= 200:  # at first every network is like that
+    if found and before and step >= 200:  # at first every network is like that
+        then = "as at the evaluation before" if before == found else f"at the evaluation before: {before}"
         warnings.warn(
-            f"step {step}: {found}, as at the evaluation before. Draw the targets (`detr-nb data check`); then try a "
+            f"step {step}: {found}, {then}. Draw the targets (`detr-nb data check`); then try a "
             "lower rate (--lr), more steps, or a start from a trained model (--model)", stacklevel=caller_level(),
         )
     return found

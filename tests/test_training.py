@@ -288,6 +288,8 @@ def test_a_collapse_is_named_at_the_second_evaluation():
         assert found == 'every query says "nothing" in every image' and warn_of_collapse(model, batch, found, 199) == found
     with pytest.warns(UserWarning, match='step 400: every query says "nothing" in every image, as at the evaluation before'):
         warn_of_collapse(model, batch, found, 400)
+    with pytest.warns(UserWarning, match='says "nothing" in every image, at the evaluation before: all queries give one and the same box'):
+        warn_of_collapse(model, batch, "all queries give one and the same box", 400)  # it went on under another name
     assert model.training
 
 
