@@ -25,7 +25,7 @@ class SinePositionEmbedding(nn.Module):
             to 10000.
 
     Raises:
-        ValueError: for a width that is no multiple of 4.
+        ValueError: for a width that is no multiple of 4, and for a mask of another shape.
     """
     def __init__(
         self,
@@ -48,6 +48,7 @@ class SinePositionEmbedding(nn.Module):
         Returns:
             Tensor: (B, d, H, W) float32
         """
+        if mask.dim() != 3: raise ValueError(f"mask has shape {tuple(mask.shape)}: want (B, H, W)")
         half = self.d_model // 2
         mask = mask.float()
         # rows, then columns: (B, H, W) each, 1, 2, 3 … over the number of real cells
@@ -68,7 +69,7 @@ class LearnedPositionEmbedding(nn.Module):
         rows (int): largest height and width, in tokens. Defaults to 50.
 
     Raises:
-        ValueError: for a larger map, or an odd width.
+        ValueError: for a larger map, an odd width, or a mask of another shape.
     """
     def __init__(
         self,
@@ -94,6 +95,7 @@ class LearnedPositionEmbedding(nn.Module):
         Returns:
             Tensor: (B, d, H, W)
         """
+        if mask.dim() != 3: raise ValueError(f"mask has shape {tuple(mask.shape)}: want (B, H, W)")
         batch, height, width = mask.shape
         rows = self.row_embeddings.num_embeddings
         if max(height, width) > rows:

@@ -13,7 +13,7 @@ from address import published, read_settings
 ROOT = Path(__file__).parent.parent
 FIG_ALT = re.compile(r"^#\| fig-alt:(.+)\n?", re.MULTILINE)
 FIGURES = {  # chapter → which of its figures stands for it in the table
-    "00_start": 0, "01_boxes": 1, "02_napkin": 3, "10_backbone": 0, "11_position": 1, "12_transformer": 0,
+    "00_start": 0, "01_boxes": 1, "02_napkin": 3, "10_backbone": 0, "11_position": 2, "12_transformer": 0,
     "13_matcher": 4, "14_losses": 4, "15_detector": 0, "20_mask_losses": 0, "21_mask_head": 0, "22_panoptic": 1,
     "30_transforms": 0, "31_post_processing": 5, "32_processor": 0, "33_evaluation": 1, "40_pretraining": 0,
     "41_training": 3, "42_own_data": 3, "43_scaling": 1, "50_explore": 0, "51_speed": 3, "52_cli": 0,
