@@ -53,7 +53,9 @@ def attend(
     """
     if not need_weights: return _fused_attention(q, k, v, mask, p), None
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+    if mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1)
+    if mask is not None: weights = weights.masked_fill(~mask, 0.0)  # and not NaN where nothing may be seen
     return dropout(weights, p) @ v, weights
 
 # %% ../nbs/12_transformer.ipynb #d49a6933
@@ -112,6 +114,8 @@ class Attention(nn.Module):
             for project, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
         if mask is not None:
+            if mask.dtype != torch.bool:
+                raise TypeError(f"mask is {mask.dtype}: want torch.bool, True where a key may be seen")
             mask = mask[:, None, None] if mask.dim() == 2 else mask[:, None]
         attn_output, weights = attend(
             q, k, v, mask, self.attention_dropout if self.training else 0.0, need_weights

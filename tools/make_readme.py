@@ -16,7 +16,7 @@ FIGURES = {  # chapter → which of its figures stands for it in the table
     "00_start": 0, "01_boxes": 1, "02_napkin": 3, "10_backbone": 0, "11_position": 2, "12_transformer": 0,
     "13_matcher": 4, "14_losses": 4, "15_detector": 0, "20_mask_losses": 0, "21_mask_head": 0, "22_panoptic": 1,
     "30_transforms": 0, "31_post_processing": 5, "32_processor": 0, "33_evaluation": 1, "40_pretraining": 0,
-    "41_training": 3, "42_own_data": 3, "43_scaling": 1, "50_explore": 0, "51_speed": 3, "52_cli": 0,
+    "41_training": 3, "42_own_data": 3, "43_scaling": 1, "50_explore": 0, "51_speed": 0, "52_cli": 0,
     "90_visualization": 1, "91_files": 0, "92_scenes": 3, "93_data": 1, "94_config": 0, "95_checkpoints": 0,
     "96_datasets": 0, "97_integrations": 0, "98_bench": 0, "99_runs": 0,
 }
